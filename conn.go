@@ -1,0 +1,260 @@
+package keepalive
+
+import (
+	"crypto/tls"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/keepalive-http/keepalive/internal/queue"
+	"github.com/keepalive-http/keepalive/internal/sock"
+)
+
+// connState is who owns a connection. pool.moveLocked makes every move.
+//
+//	         adopt (dialed)
+//	              |
+//	              v        release, kept
+//	  +------- leased ----------------------> idle
+//	  |           |   <----------------------   |
+//	  |           |             acquire         |
+//	  | detach    | release, dropped            | reap, evict, peer gone, Close
+//	  v           v                             |
+//	detached   closing <------------------------+
+//	  |           |
+//	  |           v
+//	  +------> closed
+type connState uint8
+
+const (
+	// stateLeased: one exchange owns it, and until its last byte the response
+	// body that came of it. Only they read, write and give it back.
+	stateLeased connState = iota
+	// stateIdle: the pool owns it. Nobody reads or writes; the watcher hears
+	// that the peer is gone, a peek looks without taking.
+	stateIdle
+	// stateClosing: whoever the pool returned it to closes it, once, with no
+	// lock held. It still has its slot.
+	stateClosing
+	// stateDetached: the user owns it (101 Switching Protocols).
+	stateDetached
+	// stateClosed: nobody.
+	stateClosed
+)
+
+func (s connState) String() string {
+	switch s {
+	case stateLeased:
+		return "leased"
+	case stateIdle:
+		return "idle"
+	case stateClosing:
+		return "closing"
+	case stateDetached:
+		return "detached"
+	case stateClosed:
+		return "closed"
+	}
+	return "invalid"
+}
+
+// mayBecome reports whether the move is in the picture above connState.
+func mayBecome(from, to connState) bool {
+	switch from {
+	case stateLeased:
+		return to == stateIdle || to == stateClosing || to == stateDetached
+	case stateIdle:
+		return to == stateLeased || to == stateClosing
+	case stateClosing, stateDetached:
+		return to == stateClosed
+	case stateClosed:
+	}
+	return false
+}
+
+// conn is one persistent connection.
+type conn struct {
+	// Set when it is dialed; never changed.
+	sc  *sock.Conn // what we dialed, with a look at its socket
+	nc  net.Conn   // what HTTP is spoken over: sc, or TLS on it
+	tls *tls.ConnectionState
+	// checkable: it can be told whether the connection is alive. One that
+	// cannot is used once.
+	checkable bool
+	watched   bool   // known to the watcher
+	id        uint64 // unique in its Transport, the watcher's token
+
+	// Set by pool.adoptLocked; never changed.
+	host     *host
+	dialedAt time.Time
+	lifeEnd  time.Time // zero: none
+
+	// The owner's: of the exchange while leased.
+	served int // exchanges begun
+	parked *parkedRead
+	peer10 bool          // the peer answers in HTTP/1.0
+	rtt    time.Duration // the shortest round trip seen; 0: none
+
+	// Guarded by pool.mu.
+	state          connState
+	inPool, inHost queue.Elem[*conn]
+	idleSince      time.Time
+	idleFor        time.Duration // how long it had been idle when it was leased
+	wasIdle        bool          // it has been idle before
+	expires        time.Time     // when idle; zero: never
+	expireReason   CloseReason
+	hintIdle       time.Duration // the last answer's own limit; 0: none
+	left           int           // requests it may still serve; -1: any
+	peerGone       bool
+	reason         CloseReason
+	heapIndex      int // in pool.expiry; -1: not there
+	lookAt         time.Time
+
+	// cut is set by Close before it interrupts the connection.
+	cut atomic.Bool
+}
+
+// setIdle notes that c is idle since now and when that ends. idleTimeout is
+// the pool's own limit. Guarded by pool.mu.
+func (c *conn) setIdle(now time.Time, idleTimeout time.Duration) {
+	limit := idleTimeout
+	if c.served == 0 && (limit == 0 || limit > unusedIdleTimeout) {
+		limit = unusedIdleTimeout
+	}
+	if c.hintIdle > 0 && (limit == 0 || c.hintIdle < limit) {
+		limit = c.hintIdle
+	}
+	c.idleSince = now
+	c.expires, c.expireReason = c.lifeEnd, CloseLifetime
+	if end := now.Add(limit); limit > 0 && (c.expires.IsZero() || end.Before(c.expires)) {
+		c.expires, c.expireReason = end, CloseIdleTimeout
+	}
+}
+
+// expired returns why c may not be used at now, or CloseNone. The wall clock
+// counts too: it goes on while a laptop sleeps. Guarded by pool.mu.
+func (c *conn) expired(now time.Time) CloseReason {
+	if c.expires.IsZero() || now.Before(c.expires) && now.Round(0).Before(c.expires.Round(0)) {
+		return CloseNone
+	}
+	return c.expireReason
+}
+
+// check returns why c must not be used, before anything is written, or
+// CloseNone: nothing may have arrived since its last answer, and the peer must
+// still be there. What arrived unasked could be taken for the answer to the
+// next request.
+func (c *conn) check() CloseReason {
+	if c.parked != nil {
+		return c.unpark()
+	}
+	switch c.sc.Peek() {
+	case sock.Ended:
+		return CloseStale
+	case sock.Readable:
+		if c.transforms() {
+			// TLS has records that are no data: session tickets, key updates.
+			return c.probe()
+		}
+		return CloseProtocolError
+	case sock.Quiet:
+	case sock.Unknown:
+		// It hides its socket, and was not parked because it has not served.
+		return c.probe()
+	}
+	return CloseNone
+}
+
+// transforms reports whether something between us and the socket may take
+// bytes for itself: TLS, or what a user's dial function has put there.
+func (c *conn) transforms() bool { return c.nc != net.Conn(c.sc) || !c.sc.Direct() }
+
+// probeWait is how long a probe of a connection that cannot be read without
+// waiting may take.
+const probeWait = time.Millisecond
+
+// probe reads through what lies above the socket, without waiting where that
+// is possible. A timeout means that no data was there; data or an end mean
+// that the connection is of no more use.
+func (c *conn) probe() CloseReason {
+	var b [1]byte
+	if c.sc.SetNonblock(true) {
+		defer c.sc.SetNonblock(false)
+	} else {
+		if c.sc.SetReadDeadline(time.Now().Add(probeWait)) != nil {
+			return CloseStale
+		}
+		defer func() { _ = c.sc.SetReadDeadline(time.Time{}) }()
+	}
+	return heard(c.nc.Read(b[:]))
+}
+
+// heard returns what a read that should have heard nothing says of its
+// connection.
+func heard(n int, err error) CloseReason {
+	switch {
+	case n > 0:
+		return CloseProtocolError
+	case isTimeout(err):
+		return CloseNone
+	}
+	return CloseStale
+}
+
+// parkedRead is a read that is under way while a connection that hides its
+// socket is idle: the only way to hear from its peer.
+type parkedRead struct {
+	done chan struct{} // closed when the read has returned
+	n    int           // valid after done
+	err  error         // valid after done
+}
+
+// park starts the read. gone is called if it ends before unpark, from the
+// goroutine that reads. That goroutine ends with unpark or with the
+// connection.
+func (c *conn) park(run func(func()), gone func()) {
+	r := &parkedRead{done: make(chan struct{})}
+	c.parked = r
+	run(func() {
+		var b [1]byte
+		r.n, r.err = c.nc.Read(b[:])
+		close(r.done)
+		if r.n > 0 || !isTimeout(r.err) {
+			gone()
+		}
+	})
+}
+
+// unpark ends the read and returns what it heard.
+func (c *conn) unpark() CloseReason {
+	r := c.parked
+	c.parked = nil
+	err := c.sc.SetReadDeadline(time.Unix(1, 0))
+	if err == nil {
+		<-r.done
+		err = c.sc.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return CloseStale // closed, or interrupted
+	}
+	return heard(r.n, r.err)
+}
+
+// shutDown closes the socket. close_notify is sent if there is room for it;
+// nothing waits for the peer.
+func (c *conn) shutDown() {
+	c.sc.SetNonblock(true)
+	_ = c.nc.Close()
+}
+
+// info describes c to a ReuseStrategy.
+func (c *conn) info() ConnInfo {
+	return ConnInfo{Host: c.host.name, RemoteAddr: addrString(c.nc.RemoteAddr()), DialedAt: c.dialedAt, Served: c.served}
+}
+
+func addrString(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	return a.String()
+}

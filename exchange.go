@@ -1,0 +1,590 @@
+package keepalive
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keepalive-http/keepalive/internal/sock"
+	"github.com/keepalive-http/keepalive/internal/wire"
+)
+
+// exchange is one request and its answer on one connection. It owns the
+// connection from its start to finish; when a response has been returned it
+// lives on as its body.
+type exchange struct {
+	t  *Transport
+	cl *call
+	c  *conn
+	rd *wire.Reader
+
+	start    time.Time // when it got the connection
+	reused   bool // it was not dialed for this request
+	gotFirst bool  // the trace has heard of the first byte
+	wrote0   int64 // the connection's counter at the start
+	sender   *sender
+	// stopWatch ends the watch of the context.
+	stopWatch func() bool
+
+	// mu makes {is this still our connection?, act on it} one step. It is a
+	// leaf.
+	mu          sync.Mutex
+	released    bool     // the connection is not ours any more
+	interrupted bool     // we have cut it off
+	inHeader    bool     // the head of the answer is awaited
+	armed       bool     // a deadline is set on the connection
+	readEnd     deadline // the read deadline that is set
+
+	verdict verdict
+	body    wire.Body
+	// readMu is held by one Read, or by Close. bodyErr is what Read returns
+	// when nothing is left; guarded by readMu.
+	readMu  sync.Mutex
+	bodyErr error
+	closed  atomic.Bool // Close was called
+}
+
+// outcome is what an attempt came to without a response.
+type outcome struct {
+	err      *Error
+	stale    bool // found dead before anything was written
+	gotByte  bool // a byte of an answer was read
+	bodyErr  bool // the request body failed
+	canceled bool // the context, or Close, ended it
+	// again: the answer itself asks for another attempt.
+	again bool
+}
+
+func (t *Transport) newExchange(cl *call, c *conn) *exchange {
+	c.served++
+	ex := &exchange{
+		t: t, cl: cl, c: c, start: time.Now(), reused: c.served > 1 || c.wasIdle,
+		wrote0: c.sc.BytesWritten(),
+	}
+	ex.rd = wire.GetReader(c.nc)
+	c.sc.SetWriteTimeout(cl.limit.write)
+	if cl.ctx.Done() != nil {
+		ex.stopWatch = context.AfterFunc(cl.ctx, ex.interrupt)
+	}
+	return ex
+}
+
+// arm sets the deadline of the whole exchange.
+func (ex *exchange) arm() {
+	if hard := ex.cl.hard; !hard.at.IsZero() {
+		ex.mu.Lock()
+		defer ex.mu.Unlock()
+		ex.armed, ex.readEnd = true, hard
+		_ = ex.c.sc.SetDeadline(hard.at)
+	}
+}
+
+// interrupt cuts the connection off, if it is still ours. Safe for concurrent
+// use: it is how a context, Close and a failing request body end an exchange.
+func (ex *exchange) interrupt() {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	if !ex.released {
+		ex.interrupted = true
+		ex.c.sc.Interrupt()
+	}
+}
+
+// setHeaderDeadline bounds the wait for the head of the answer, from now. It
+// has no effect when the head has arrived.
+func (ex *exchange) setHeaderDeadline(d time.Duration, err error) {
+	if d <= 0 {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	if ex.inHeader && !ex.released {
+		ex.setReadLocked(after(time.Now(), d, err))
+	}
+}
+
+// setRead sets the read deadline for the next phase.
+func (ex *exchange) setRead(d deadline) {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.setReadLocked(d)
+}
+
+func (ex *exchange) setReadLocked(d deadline) {
+	d = d.or(ex.cl.hard)
+	if d.at.IsZero() && ex.readEnd.at.IsZero() {
+		return
+	}
+	ex.armed, ex.readEnd = true, d
+	_ = ex.c.sc.SetReadDeadline(d.at)
+}
+
+// roundTrip sends the request and returns the final answer, or what happened.
+// fresh: the connection has just been dialed for somebody who waits.
+func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
+	stale, phase, err := ex.send(fresh)
+	if stale != CloseNone {
+		return nil, ex.stale(stale)
+	}
+	if err != nil {
+		return nil, ex.fail(phase, err)
+	}
+	head, err := ex.awaitHead()
+	if err != nil {
+		return nil, ex.fail(PhaseHeader, err)
+	}
+	return ex.deliver(head)
+}
+
+// send writes what goes out in the first turn: the head, and a small body with
+// it. Where the socket allows, the look for a stale connection, the write and
+// the first read are one step. It starts the sender of a larger body. stale
+// says why the connection is of no use; nothing was written then.
+func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
+	cl, c := ex.cl, ex.c
+	oneStep := c.nc == net.Conn(c.sc) && c.sc.Direct() && cl.body == nil && cl.trace == nil
+	if !oneStep && !fresh {
+		if stale = c.check(); stale != CloseNone {
+			return stale, PhaseWrite, nil
+		}
+	}
+	ex.arm()
+	ex.inHeader = true
+	buf := getSmall()
+	defer buf.free()
+	buf.b = cl.appendHead(buf.b, c)
+	if oneStep {
+		return ex.writeRead(buf.b, fresh)
+	}
+	if _, err := c.nc.Write(buf.b); err != nil {
+		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
+	}
+	ex.traceWrote()
+	switch {
+	case cl.body == nil:
+		ex.setHeaderDeadline(cl.limit.responseHeader, ErrResponseHeaderTimeout)
+	case !ex.waitsForContinue():
+		ex.startSender()
+	}
+	return CloseNone, PhaseHeader, nil
+}
+
+// waitsForContinue reports whether the body is to be sent only when the server
+// says so, or takes its time to say anything (RFC 9110 section 10.1.1).
+func (ex *exchange) waitsForContinue() bool {
+	return ex.cl.body != nil && ex.cl.expect && ex.cl.limit.expectContinue > 0
+}
+
+// writeRead is send and the first read in one step on a plain socket.
+func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
+	ex.setHeaderDeadline(ex.cl.limit.responseHeader, ErrResponseHeaderTimeout)
+	r := ex.c.sc.WriteRead(p, ex.rd.Space(), fresh)
+	switch {
+	case r.Stale && r.Found == sock.Readable:
+		return CloseProtocolError, PhaseWrite, nil
+	case r.Stale:
+		return CloseStale, PhaseWrite, nil
+	case r.WriteErr:
+		return CloseNone, PhaseWrite, ex.earlyAnswer(r.Err)
+	case r.Err != nil && r.Wrote < len(p):
+		return CloseNone, PhaseWrite, r.Err
+	case r.Err != nil:
+		return CloseNone, PhaseHeader, r.Err
+	case r.N > 0:
+		ex.rd.Advance(r.N)
+		return CloseNone, PhaseHeader, nil
+	}
+	if _, err := ex.c.nc.Write(p[r.Wrote:]); err != nil {
+		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
+	}
+	return CloseNone, PhaseHeader, nil
+}
+
+// earlyAnswer is called when writing failed with err: the server may have
+// answered before it hung up, and that answer says more. It returns nil when
+// one has begun to arrive.
+func (ex *exchange) earlyAnswer(err error) error {
+	if isTimeout(err) {
+		return err
+	}
+	ex.setHeaderDeadline(answerGrace, err)
+	n, _ := ex.c.nc.Read(ex.rd.Space())
+	ex.rd.Advance(n)
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+func (ex *exchange) traceWrote() {
+	t := ex.cl.trace
+	if t == nil {
+		return
+	}
+	if t.WroteHeaders != nil {
+		t.WroteHeaders()
+	}
+	if t.WroteRequest != nil && ex.cl.body == nil {
+		t.WroteRequest(httptrace.WroteRequestInfo{})
+	}
+}
+
+// awaitHead reads up to the head of the final answer.
+func (ex *exchange) awaitHead() (wire.Head, error) {
+	cl := ex.cl
+	waiting := ex.waitsForContinue()
+	if waiting {
+		if t := cl.trace; t != nil && t.Wait100Continue != nil {
+			t.Wait100Continue()
+		}
+		ex.setHeaderDeadline(cl.limit.expectContinue, errExpectTimeout)
+	}
+	limit, interim := ex.t.cfg.maxHeaderBytes, 0
+	for {
+		head, err := ex.readHead(limit)
+		if err != nil && waiting && ex.expectTimedOut(err) {
+			waiting = false
+			ex.goAhead()
+			continue
+		}
+		if err != nil {
+			return head, err
+		}
+		code := head.Response.StatusCode
+		if code >= 200 || code == http.StatusSwitchingProtocols {
+			ex.mu.Lock()
+			ex.inHeader = false
+			ex.mu.Unlock()
+			return head, nil
+		}
+		if code == http.StatusContinue && waiting {
+			waiting = false
+			ex.goAhead()
+		}
+		watched, err := ex.interim(head)
+		if err != nil {
+			return head, err
+		}
+		if !watched {
+			limit -= head.Size
+			if interim++; interim > ex.t.cfg.maxInterim || limit <= 0 {
+				return head, wire.ErrHeadTooLarge
+			}
+		}
+	}
+}
+
+// errExpectTimeout never reaches the user.
+var errExpectTimeout error = timeoutError("no 100 Continue")
+
+// expectTimedOut reports whether err only says that no 100 Continue came.
+func (ex *exchange) expectTimedOut(err error) bool {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	return isTimeout(err) && !ex.interrupted && ex.readEnd.err == errExpectTimeout //nolint:errorlint // identity
+}
+
+// goAhead sends the body that waited for 100 Continue.
+func (ex *exchange) goAhead() {
+	ex.setRead(deadline{})
+	ex.startSender()
+}
+
+// readHead reads one head, an interim or the final one.
+func (ex *exchange) readHead(limit int) (wire.Head, error) {
+	if ex.rd.Total() == 0 {
+		n, err := ex.c.nc.Read(ex.rd.Space())
+		ex.rd.Advance(n)
+		if n == 0 && err != nil {
+			return wire.Head{}, err
+		}
+	}
+	if t := ex.cl.trace; t != nil && t.GotFirstResponseByte != nil && !ex.gotFirst {
+		ex.gotFirst = true
+		t.GotFirstResponseByte()
+	}
+	return wire.ReadHead(ex.rd, ex.cl.req.Method, limit)
+}
+
+// interim tells the hooks of a 1xx answer. watched says that there is one that
+// sees all of them, and so may refuse.
+func (ex *exchange) interim(head wire.Head) (watched bool, err error) {
+	t := ex.cl.trace
+	if t == nil {
+		return false, nil
+	}
+	code := head.Response.StatusCode
+	if code == http.StatusContinue && t.Got100Continue != nil {
+		t.Got100Continue()
+	}
+	if t.Got1xxResponse == nil {
+		return false, nil
+	}
+	return true, t.Got1xxResponse(code, textproto.MIMEHeader(head.Response.Header))
+}
+
+// deliver makes the response of the final head, and gives the connection back
+// if nothing of the answer is still to come.
+func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
+	resp, c := head.Response, ex.c
+	resp.Request, resp.TLS = ex.cl.req, c.tls
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return ex.upgrade(resp)
+	}
+	c.peer10 = !resp.ProtoAtLeast(1, 1)
+	ex.judge(head)
+	if out := ex.askedAgain(resp); out != nil {
+		return nil, out
+	}
+	if resp.StatusCode >= http.StatusMultipleChoices {
+		// The server has decided without the rest of the body: there is no use
+		// in sending it (RFC 9110 section 10.1.1, RFC 9112 section 9.5).
+		ex.sender.stopEarly()
+	}
+	ex.body.Reset(ex.rd, head, &resp.Trailer)
+	if head.Framing == wire.FramingNone {
+		ex.finish(ending{bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent()})
+		ex.rd.Free()
+		resp.Body = http.NoBody
+		return resp, nil
+	}
+	resp.Body = body{ex}
+	if (ex.sender == nil || ex.sender.isDone()) && ex.body.Whole() {
+		leftover := ex.body.WholeLeftover() > 0
+		ex.rd.Detach()
+		ex.finish(ending{bodyDone: true, leftover: leftover, requestSent: ex.requestSent()})
+	} else {
+		ex.setRead(deadline{})
+	}
+	if ex.cl.gzip {
+		unpack(resp)
+	}
+	return resp, nil
+}
+
+// requestSent ends the sending of the request and reports whether all of it
+// was sent.
+func (ex *exchange) requestSent() bool {
+	if ex.sender == nil && ex.cl.body != nil {
+		ex.cl.body.close() // 100 Continue never came
+		return false
+	}
+	return ex.sender.finish()
+}
+
+// askedAgain handles two answers that mean that the request was not looked at,
+// where repeating it is safe; nil for all others.
+//
+//	408 with close, on a reused connection   the server gave up waiting before it
+//	                                         saw the request (RFC 9110 section 15.5.9)
+//	417, nothing of the body sent            once more without Expect (section 10.1.1)
+func (ex *exchange) askedAgain(resp *http.Response) *outcome {
+	cl := ex.cl
+	switch {
+	case resp.StatusCode == http.StatusExpectationFailed && ex.waitsForContinue() && ex.sender == nil &&
+		!cl.body.touched && !cl.opts.noRetry:
+		cl.withoutExpect()
+		out := ex.fail(PhaseHeader, errors.New("417 Expectation Failed"))
+		out.again = true
+		return out
+	case resp.StatusCode == http.StatusRequestTimeout && ex.reused && ex.verdict.reason == CloseServerRequest &&
+		ex.mayRepeat():
+		ex.rd.Free()
+		ex.rd = wire.GetReader(nil) // what it said is no answer
+		return ex.fail(PhaseHeader, io.EOF)
+	}
+	return nil
+}
+
+// mayRepeat reports whether the request would be sent again if the connection
+// had ended without an answer.
+func (ex *exchange) mayRepeat() bool {
+	out := &outcome{err: ex.error(PhaseHeader, ErrServerClosedIdle)}
+	d := decideRetry(ex.cl.failure(out), ex.t.cfg.retry, ex.cl.retries)
+	return d.again && !d.budgeted
+}
+
+// judge asks reuse.go, and the user's strategy, about the answer.
+func (ex *exchange) judge(head wire.Head) {
+	ex.c.sampleRTT(time.Since(ex.start))
+	ex.verdict = judge(answer{
+		resp: head.Response, framing: head.Framing, oddity: head.Oddity, rtt: ex.c.rtt,
+		reqClose: ex.cl.wantsClose(ex.c), noReuse: ex.cl.opts.noReuse,
+	})
+	if s := ex.t.cfg.reuse; s != nil && ex.verdict.Keep {
+		ex.verdict = ex.verdict.stricter(s.Reuse(head.Response, ex.c.info(), ex.verdict.ReuseVerdict))
+	}
+}
+
+// upgrade hands the connection to the user. An answer of 101 that nobody asked
+// for is refused (RFC 9110 section 7.8).
+func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
+	if len(ex.cl.req.Header["Upgrade"]) == 0 {
+		err := &wire.MalformedError{Reason: "101 Switching Protocols, but the request had no Upgrade field"}
+		return nil, ex.fail(PhaseHeader, err)
+	}
+	ex.requestSent()
+	ex.mu.Lock()
+	ex.released = true
+	if ex.armed && !ex.interrupted {
+		_ = ex.c.sc.SetDeadline(time.Time{})
+	}
+	ex.mu.Unlock()
+	ex.unwatch()
+	ex.c.sc.SetWriteTimeout(0)
+	resp.Body = newUpgraded(ex)
+	ex.t.detach(ex.c)
+	ex.cl.finish()
+	return resp, nil
+}
+
+// finish gives the connection back; nothing of the exchange touches it after.
+// The request is over with it.
+func (ex *exchange) finish(e ending) {
+	ex.giveBack(judgeEnd(ex.verdict, e), true)
+}
+
+// giveBack releases the connection with v. last says that the request is over.
+func (ex *exchange) giveBack(v verdict, last bool) {
+	ex.mu.Lock()
+	ex.released = true
+	if ex.interrupted && v.reason == CloseNone {
+		v = drop(CloseCanceled)
+	}
+	if ex.armed && v.reason == CloseNone {
+		_ = ex.c.sc.SetDeadline(time.Time{})
+	}
+	ex.mu.Unlock()
+	ex.unwatch()
+	ex.t.release(ex.c, v, ex.cl, last)
+	if last {
+		ex.cl.finish()
+	}
+}
+
+func (ex *exchange) unwatch() {
+	if ex.stopWatch != nil {
+		ex.stopWatch()
+		ex.stopWatch = nil
+	}
+}
+
+// stale ends an exchange whose connection was found dead, or with bytes that
+// nobody asked for, before anything was written.
+func (ex *exchange) stale(reason CloseReason) *outcome {
+	out := &outcome{stale: true, err: ex.error(PhaseWrite, ErrServerClosedIdle)}
+	if err := ex.cl.contextEnded(); err != nil {
+		out.err.Err, out.canceled = err, true
+	}
+	ex.c.served-- // it has not served this one
+	ex.t.pool.noteStale(ex.c.host)
+	ex.rd.Free()
+	ex.giveBack(drop(reason), false)
+	return out
+}
+
+// fail ends an exchange that failed in phase with err.
+func (ex *exchange) fail(phase Phase, err error) *outcome {
+	gotByte := ex.rd.Total() > 0
+	ex.sender.stopEarly()
+	reason := CloseReadError
+	if phase == PhaseWrite {
+		reason = CloseWriteError
+	}
+	out := &outcome{gotByte: gotByte}
+	e := ex.error(phase, nil)
+	e.Err, reason = ex.cause(err, reason, out)
+	if s := ex.sender; s != nil && phase == PhaseHeader && !gotByte && !(s.isDone() && s.err == nil) {
+		e.Phase = PhaseWrite // it was still being sent
+	}
+	out.err = e
+	then, suspect := ex.suspicion(out, err, reason)
+	ex.rd.Free()
+	ex.giveBack(drop(reason), false)
+	if suspect {
+		ex.t.perform(ex.t.pool.suspect(ex.c.host, then))
+	}
+	return out
+}
+
+// suspicion says since when other idle connections of the host must have been
+// idle to be dropped too, after a failure on a reused one: those that have
+// been idle at least as long as a stale one, and those that have not been
+// used since a request began that got no byte of an answer.
+func (ex *exchange) suspicion(out *outcome, err error, reason CloseReason) (then time.Time, ok bool) {
+	switch {
+	case !ex.reused || out.gotByte:
+		return time.Time{}, false
+	case reason == CloseTimeout, out.canceled && errors.Is(out.err.Err, context.DeadlineExceeded):
+		return ex.start, true
+	case isEnd(err) && !out.canceled:
+		return ex.start.Add(-ex.c.idleFor), true
+	}
+	return time.Time{}, false
+}
+
+// cause names the cause of err and the reason to close. What we did ourselves
+// comes first: it is why the connection failed, whatever form that took.
+func (ex *exchange) cause(err error, reason CloseReason, out *outcome) (error, CloseReason) {
+	ex.mu.Lock()
+	interrupted, end := ex.interrupted, ex.readEnd.err
+	ex.mu.Unlock()
+	s := ex.sender
+	ctxErr := ex.cl.contextEnded()
+	switch {
+	case ex.c.cut.Load():
+		out.canceled = true
+		return ErrClosed, CloseTransportClosed
+	case ex.closed.Load():
+		return http.ErrBodyReadAfterClose, CloseUnreadBody
+	case s != nil && s.isDone() && s.bodyErr:
+		out.bodyErr = true
+		return s.err, CloseWriteError
+	case interrupted && ctxErr != nil, isTimeout(err) && ctxErr != nil:
+		out.canceled = true
+		return ctxErr, CloseCanceled
+	case isTimeout(err):
+		if s != nil && s.isDone() && s.err != nil && isTimeout(s.err) {
+			return writeTimeout(s.err), CloseTimeout
+		}
+		if end == nil || reason == CloseWriteError && !errors.Is(end, ErrRequestTimeout) {
+			return writeTimeout(err), CloseTimeout
+		}
+		if !isTimeout(end) {
+			return end, CloseWriteError // the write had failed, and no answer came
+		}
+		return end, CloseTimeout
+	}
+	if s != nil && s.isDone() && s.err != nil && isEnd(err) {
+		err = &marked{s.err.Error(), []error{s.err, err}}
+	}
+	if isMalformed(err) || errors.Is(err, wire.ErrHeadTooLarge) {
+		reason = CloseProtocolError
+	}
+	return endError(err, ex.reused, out.gotByte), reason
+}
+
+func writeTimeout(err error) error {
+	return &marked{ErrWriteTimeout.Error(), []error{ErrWriteTimeout, err}}
+}
+
+// error makes the error of this exchange.
+func (ex *exchange) error(phase Phase, cause error) *Error {
+	c := ex.c
+	e := &Error{
+		Phase: phase, Host: c.host.name, RemoteAddr: remote(c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
+		Served: c.served - 1, BytesWritten: c.sc.BytesWritten() - ex.wrote0, BytesRead: ex.rd.Total(),
+		Attempts: ex.cl.attempt, Elapsed: time.Since(ex.cl.start), Err: cause,
+	}
+	if ex.reused {
+		e.IdleTime = c.idleFor
+	}
+	return e
+}

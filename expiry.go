@@ -1,0 +1,117 @@
+package keepalive
+
+import (
+	"container/heap"
+	"time"
+)
+
+// reapBatch bounds how many connections one turn of reap looks at, so that the
+// lock is never held for long.
+const reapBatch = 64
+
+// reapSlack is how much later than the earliest expiry the timer fires, so
+// that connections which expire together go together. A connection is never
+// handed out after its expiry, however late the timer.
+const reapSlack = 20 * time.Millisecond
+
+// expiryHeap orders connections by when reap has to look at them. That moment
+// is never later than their expiry, but may be earlier: while a connection is
+// used again and again its entry stays where it is, so that a request costs no
+// heap operation.
+type expiryHeap []*conn
+
+func (h expiryHeap) Len() int           { return len(h) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].lookAt.Before(h[j].lookAt) }
+func (h expiryHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].heapIndex, h[j].heapIndex = i, j
+}
+
+// Push is for container/heap.
+func (h *expiryHeap) Push(x any) {
+	c, _ := x.(*conn)
+	c.heapIndex = len(*h)
+	*h = append(*h, c)
+}
+
+// Pop is for container/heap.
+func (h *expiryHeap) Pop() any {
+	old := *h
+	c := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	c.heapIndex = -1
+	return c
+}
+
+// scheduleLocked makes sure that reap looks at c when it expires.
+func (p *pool) scheduleLocked(c *conn, now time.Time) {
+	switch {
+	case c.expires.IsZero():
+		return
+	case c.heapIndex < 0:
+		c.lookAt = c.expires
+		heap.Push(&p.expiry, c)
+	case c.expires.Before(c.lookAt):
+		c.lookAt = c.expires
+		heap.Fix(&p.expiry, c.heapIndex)
+	}
+	p.armLocked(now)
+}
+
+// unscheduleLocked forgets c.
+func (p *pool) unscheduleLocked(c *conn) {
+	if c.heapIndex >= 0 {
+		heap.Remove(&p.expiry, c.heapIndex)
+	}
+	if len(p.expiry) == 0 && p.timer != nil {
+		p.timer.Stop()
+		p.wakeAt = time.Time{}
+	}
+}
+
+// armLocked sets the timer for the first connection in the heap, unless it is
+// set for then or earlier.
+func (p *pool) armLocked(now time.Time) {
+	if len(p.expiry) == 0 {
+		return
+	}
+	at := p.expiry[0].lookAt
+	if !p.wakeAt.IsZero() && !at.Before(p.wakeAt) {
+		return
+	}
+	p.wakeAt = at
+	d := max(at.Sub(now), 0)
+	d += min(reapSlack, d/20)
+	if p.timer == nil {
+		p.timer = time.AfterFunc(d, p.onTimer)
+		return
+	}
+	p.timer.Reset(d)
+}
+
+// reap drops idle connections that have expired at now, at most reapBatch of
+// them, and sets the timer for the next. more says that it should be called
+// again at once.
+func (p *pool) reap(now time.Time) (do todo, more bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for range reapBatch {
+		if len(p.expiry) == 0 || p.expiry[0].lookAt.After(now) {
+			p.wakeAt = time.Time{}
+			p.armLocked(now)
+			return do, false
+		}
+		c := p.expiry[0]
+		switch {
+		case c.state != stateIdle:
+			heap.Pop(&p.expiry) // scheduled again when it becomes idle
+		case c.expired(now) != CloseNone:
+			p.dropLocked(c, c.expired(now), &do)
+		default:
+			c.lookAt = c.expires
+			heap.Fix(&p.expiry, 0)
+		}
+	}
+	return do, true
+}

@@ -1,0 +1,78 @@
+package keepalive
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"net/http"
+)
+
+// netHTTPMaxHeaderBytes is net/http's limit when MaxResponseHeaderBytes is 0.
+const netHTTPMaxHeaderBytes = 10 << 20
+
+// FromTransport takes over the settings of src with the meaning they have in
+// net/http; options behind it refine them. What src has no setting for keeps
+// the default of New, but "Connection: keep-alive" is not sent, as net/http
+// never sends it. src is read at New and neither changed nor kept.
+//
+// This version speaks HTTP/1.1 directly to the host: HTTP/2 settings have no
+// effect, and a request for which src.Proxy returns a proxy is refused with an
+// error. nil is refused.
+func FromTransport(src *http.Transport) Option {
+	return func(c *config) error {
+		if src == nil {
+			return &OptionError{"FromTransport", nil, "want a *http.Transport"}
+		}
+		c.takeLimits(src)
+		c.takeDialers(src)
+		c.proxy = src.Proxy
+		c.keepAliveHeader = false
+		c.disableKeepAlives = src.DisableKeepAlives
+		c.disableCompression = src.DisableCompression
+		c.idleTimeout = max(src.IdleConnTimeout, 0)
+		c.tlsTimeout = max(src.TLSHandshakeTimeout, 0)
+		c.responseHeader = max(src.ResponseHeaderTimeout, 0)
+		c.expectContinue = max(src.ExpectContinueTimeout, 0)
+		c.maxHeaderBytes = netHTTPMaxHeaderBytes
+		if n := src.MaxResponseHeaderBytes; n > 0 {
+			c.maxHeaderBytes = int(min(n, 1<<31-1))
+		}
+		if src.TLSClientConfig != nil {
+			c.tlsConfig = src.TLSClientConfig.Clone()
+		}
+		c.writeSize, c.readSize = src.WriteBufferSize, src.ReadBufferSize
+		return nil
+	}
+}
+
+// takeLimits takes over the limits; net/http reads MaxIdleConnsPerHost 0 as 2
+// and a negative one as none.
+func (c *config) takeLimits(src *http.Transport) {
+	c.maxConnsPerHost = max(src.MaxConnsPerHost, 0)
+	c.maxIdle = max(src.MaxIdleConns, 0)
+	c.maxIdlePerHost = cmp.Or(max(src.MaxIdleConnsPerHost, 0), http.DefaultMaxIdleConnsPerHost)
+	c.keepNoneIdle = src.MaxIdleConnsPerHost < 0
+}
+
+// takeDialers takes over the dial functions, the deprecated ones without a
+// context included. A function has its own idea of how long a dial may take;
+// without one WithDialTimeout's default holds.
+func (c *config) takeDialers(src *http.Transport) {
+	type dialFunc = func(context.Context, string, string) (net.Conn, error)
+	plain := func(dial func(string, string) (net.Conn, error)) dialFunc { //nolint:staticcheck // SA1019: deprecated fields are taken over too
+		if dial == nil {
+			return nil
+		}
+		return func(_ context.Context, network, addr string) (net.Conn, error) { return dial(network, addr) }
+	}
+	c.dialContext, c.dialTLSContext = src.DialContext, src.DialTLSContext
+	if c.dialContext == nil {
+		c.dialContext = plain(src.Dial) //nolint:staticcheck // SA1019: see above
+	}
+	if c.dialTLSContext == nil {
+		c.dialTLSContext = plain(src.DialTLS) //nolint:staticcheck // SA1019: see above
+	}
+	if c.dialContext != nil {
+		c.dialTimeout = 0
+	}
+}

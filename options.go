@@ -1,0 +1,487 @@
+package keepalive
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Option is a setting for New. Options apply in their order, later ones win.
+type Option func(*config) error
+
+// IdleOrder says which idle connection of a host is used next.
+type IdleOrder uint8
+
+const (
+	// LIFO takes the one that was used last: the fewest connections stay in
+	// use and the rest can expire. The default.
+	LIFO IdleOrder = iota
+	// FIFO takes the one that has been idle longest: requests spread evenly
+	// over all connections, for layer-4 balancers. It also keeps every
+	// connection from becoming idle for long, so combine it with
+	// WithMaxConnLifetime.
+	FIFO
+)
+
+// String returns "LIFO" or "FIFO".
+func (o IdleOrder) String() string {
+	switch o {
+	case LIFO:
+		return "LIFO"
+	case FIFO:
+		return "FIFO"
+	}
+	return fmt.Sprintf("IdleOrder(%d)", uint8(o))
+}
+
+// config is the sum of the options. Set in New; never changed after.
+type config struct {
+	maxConns, maxConnsPerHost int // 0: no limit
+	maxIdle, maxIdlePerHost   int // 0: no limit
+	keepNoneIdle              bool
+	maxWaiters                int // 0: no limit
+	idleOrder                 IdleOrder
+	maxRequestsPerConn        int // 0: no limit
+
+	idleTimeout, maxLifetime time.Duration // 0: never
+	lifetimeJitter           float64       // fraction of maxLifetime
+
+	timeouts
+	dialTimeout, tlsTimeout time.Duration // 0: none
+
+	tcpKeepAlive   net.KeepAliveConfig
+	tcpUserTimeout time.Duration // 0: the system's
+
+	dialContext    func(ctx context.Context, network, addr string) (net.Conn, error)
+	dialTLSContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	tlsConfig      *tls.Config
+	proxy          func(*http.Request) (*url.URL, error)
+
+	disableKeepAlives   bool
+	keepAliveHeader     bool
+	disableCompression  bool
+	maxHeaderBytes      int
+	maxInterim          int
+	reuse               ReuseStrategy
+	retry               RetryPolicy
+	drainBytes          int64
+	drainTime           time.Duration
+	poolKey             func(*http.Request) string
+	given               map[string]any // options that the caller gave, for cross-checks
+	writeSize, readSize int
+}
+
+// Defaults that New uses; the table in README repeats them.
+const (
+	defaultMaxIdle        = 512
+	defaultMaxIdlePerHost = 64
+	defaultMaxInterim     = 100
+)
+
+func defaultConfig() *config {
+	return &config{
+		maxIdle:        defaultMaxIdle,
+		maxIdlePerHost: defaultMaxIdlePerHost,
+		idleTimeout:    50 * time.Second,
+		maxLifetime:    15 * time.Minute,
+		lifetimeJitter: 0.1,
+		timeouts:       timeouts{expectContinue: time.Second},
+		dialTimeout:    10 * time.Second,
+		tlsTimeout:     10 * time.Second,
+		tcpKeepAlive: net.KeepAliveConfig{
+			Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3,
+		},
+		tcpUserTimeout:  30 * time.Second,
+		keepAliveHeader: true,
+		maxHeaderBytes:  1 << 20,
+		maxInterim:      defaultMaxInterim,
+		retry:           DefaultRetryPolicy(),
+		drainBytes:      64 << 10,
+		drainTime:       100 * time.Millisecond,
+		given:           make(map[string]any),
+	}
+}
+
+// newConfig applies opts to the defaults and returns all refusals at once.
+func newConfig(opts []Option) (*config, error) {
+	c := defaultConfig()
+	var errs []error
+	for i, o := range opts {
+		if o == nil {
+			errs = append(errs, &OptionError{"New", fmt.Sprintf("option %d", i+1), "want an Option, got nil"})
+			continue
+		}
+		if err := o(c); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, c.validate()...)
+	return c, errors.Join(errs...)
+}
+
+// validate refuses contradictions between options that the caller gave. A
+// default yields to an explicit neighbour.
+func (c *config) validate() (errs []error) {
+	idle, idlePerHost := limit{"WithMaxIdleConns", &c.maxIdle}, limit{"WithMaxIdleConnsPerHost", &c.maxIdlePerHost}
+	conns, perHost := limit{"WithMaxConns", &c.maxConns}, limit{"WithMaxConnsPerHost", &c.maxConnsPerHost}
+	for _, pair := range [][2]limit{{idlePerHost, perHost}, {idle, conns}, {idlePerHost, idle}, {perHost, conns}} {
+		if err := c.fit(pair[0], pair[1]); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.disableKeepAlives {
+		for _, name := range []string{"WithMaxIdleConns", "WithMaxIdleConnsPerHost", "WithMaxRequestsPerConn"} {
+			if v, ok := c.given[name]; ok && v != 0 {
+				errs = append(errs, &OptionError{name, v, "contradicts WithDisableKeepAlives(true)"})
+			}
+		}
+	}
+	if v, ok := c.given["WithLifetimeJitter"]; ok && c.lifetimeJitter > 0 && c.maxLifetime == 0 {
+		errs = append(errs, &OptionError{"WithLifetimeJitter", v, "contradicts WithMaxConnLifetime(0), which means no lifetime"})
+	}
+	return errs
+}
+
+// limit is a number of connections with the option that sets it; 0 means none.
+type limit struct {
+	option string
+	n      *int
+}
+
+// fit makes sure that small is not above large:
+//
+//	given by the caller   too large a small one
+//	both                  is refused
+//	small                 raises large, a default
+//	large, or neither     is lowered
+func (c *config) fit(small, large limit) error {
+	if *large.n == 0 || *small.n == 0 || *small.n <= *large.n {
+		return nil
+	}
+	_, smallGiven := c.given[small.option]
+	_, largeGiven := c.given[large.option]
+	switch {
+	case smallGiven && largeGiven:
+		return &OptionError{small.option, *small.n, fmt.Sprintf("want <= %s(%d)", large.option, *large.n)}
+	case smallGiven:
+		*large.n = *small.n
+	default:
+		*small.n = *large.n
+	}
+	return nil
+}
+
+// count makes an option for a number that is at least least.
+func count(name string, n, least int, zero string, set func(*config)) Option {
+	return func(c *config) error {
+		if n < least {
+			return &OptionError{name, n, fmt.Sprintf("want >= %d%s", least, zero)}
+		}
+		set(c)
+		c.given[name] = n
+		return nil
+	}
+}
+
+// duration makes an option for a time that is not negative.
+func duration(name string, d time.Duration, zero string, set func(*config)) Option {
+	return func(c *config) error {
+		if d < 0 {
+			return &OptionError{name, d, "want >= 0" + zero}
+		}
+		set(c)
+		c.given[name] = d
+		return nil
+	}
+}
+
+// WithMaxConns limits the connections to all hosts together: in use, idle and
+// being dialed. At the limit the longest idle connection of any host makes
+// room; a request waits only when none is idle. A host that has no connection
+// may always open its first, above the limit. 0 means no limit, the default.
+func WithMaxConns(n int) Option {
+	return count("WithMaxConns", n, 0, " (0 means no limit)", func(c *config) { c.maxConns = n })
+}
+
+// WithMaxConnsPerHost limits the connections to one host: in use, idle and
+// being dialed. At the limit requests wait in order of arrival. A connection
+// counts until its socket is closed. 0 means no limit, the default.
+func WithMaxConnsPerHost(n int) Option {
+	return count("WithMaxConnsPerHost", n, 0, " (0 means no limit)", func(c *config) { c.maxConnsPerHost = n })
+}
+
+// WithMaxIdleConns limits the idle connections to all hosts together. When it
+// is passed, the one that has been idle longest is closed. 0 means no limit.
+// The default is 512.
+func WithMaxIdleConns(n int) Option {
+	return count("WithMaxIdleConns", n, 0, " (0 means no limit)", func(c *config) { c.maxIdle = n })
+}
+
+// WithMaxIdleConnsPerHost limits the idle connections to one host. When it is
+// passed, the one that has been idle longest is closed. 0 means no limit
+// (unlike net/http, where 0 means 2; see WithDisableKeepAlives to keep none).
+// The default is 64.
+func WithMaxIdleConnsPerHost(n int) Option {
+	return count("WithMaxIdleConnsPerHost", n, 0, " (0 means no limit)", func(c *config) {
+		c.maxIdlePerHost, c.keepNoneIdle = n, false
+	})
+}
+
+// WithMaxWaiters limits how many requests may wait for a connection to one
+// host because a limit is reached; the next one fails at once with
+// ErrTooManyWaiters. Requests that wait for a dial of their own do not count.
+// 0 means no limit, the default.
+func WithMaxWaiters(n int) Option {
+	return count("WithMaxWaiters", n, 0, " (0 means no limit)", func(c *config) { c.maxWaiters = n })
+}
+
+// WithMaxRequestsPerConn limits how many requests one connection serves. The
+// last one carries "Connection: close", so that the server closes first.
+// 0 means no limit, the default.
+func WithMaxRequestsPerConn(n int) Option {
+	return count("WithMaxRequestsPerConn", n, 0, " (0 means no limit)", func(c *config) { c.maxRequestsPerConn = n })
+}
+
+// WithMaxResponseHeaderBytes limits the head of an answer. Interim (1xx)
+// answers share the limit with the final one, unless an httptrace
+// Got1xxResponse hook sees them; then it holds for each. The default is 1 MiB.
+func WithMaxResponseHeaderBytes(n int) Option {
+	return count("WithMaxResponseHeaderBytes", n, 1, "", func(c *config) { c.maxHeaderBytes = n })
+}
+
+// WithIdleConnTimeout is how long a connection may stay idle. Set it below the
+// server's own limit; a Keep-Alive: timeout of the server shortens it for its
+// connection. 0 means no limit. The default is 50 s.
+func WithIdleConnTimeout(d time.Duration) Option {
+	return duration("WithIdleConnTimeout", d, " (0 means never)", func(c *config) { c.idleTimeout = d })
+}
+
+// WithMaxConnLifetime is how long after its dial a connection may still start
+// a request. An exchange is never cut off by it. It makes clients see DNS
+// changes and new backends. 0 means no limit. The default is 15 minutes.
+func WithMaxConnLifetime(d time.Duration) Option {
+	return duration("WithMaxConnLifetime", d, " (0 means no limit)", func(c *config) { c.maxLifetime = d })
+}
+
+// WithLifetimeJitter shortens each connection's lifetime by a random part of
+// at most this fraction, so that connections do not end together. It is drawn
+// once per connection and never lengthens. From 0 (none) to 1. The default is
+// 0.1.
+func WithLifetimeJitter(fraction float64) Option {
+	return func(c *config) error {
+		if math.IsNaN(fraction) || fraction < 0 || fraction > 1 {
+			return &OptionError{"WithLifetimeJitter", fraction, "want a fraction from 0 to 1"}
+		}
+		c.lifetimeJitter = fraction
+		c.given["WithLifetimeJitter"] = fraction
+		return nil
+	}
+}
+
+// WithIdleOrder says which idle connection of a host is used next. The default
+// is LIFO.
+func WithIdleOrder(o IdleOrder) Option {
+	return func(c *config) error {
+		if o != LIFO && o != FIFO {
+			return &OptionError{"WithIdleOrder", o, "want LIFO or FIFO"}
+		}
+		c.idleOrder = o
+		return nil
+	}
+}
+
+// WithAcquireTimeout is how long a request may wait for a connection because a
+// limit is reached. The dial is not part of it (WithDialTimeout). The request
+// then fails with ErrAcquireTimeout. 0 means no limit but the context's, the
+// default.
+func WithAcquireTimeout(d time.Duration) Option {
+	return duration("WithAcquireTimeout", d, " (0 means no limit)", func(c *config) { c.acquire = d })
+}
+
+// WithDialTimeout is how long name resolution and the TCP connection may take,
+// also with a WithDialContext function. 0 means no limit. The default is 10 s.
+func WithDialTimeout(d time.Duration) Option {
+	return duration("WithDialTimeout", d, " (0 means no limit)", func(c *config) { c.dialTimeout = d })
+}
+
+// WithTLSHandshakeTimeout is how long the TLS handshake may take. 0 means no
+// limit. The default is 10 s.
+func WithTLSHandshakeTimeout(d time.Duration) Option {
+	return duration("WithTLSHandshakeTimeout", d, " (0 means no limit)", func(c *config) { c.tlsTimeout = d })
+}
+
+// WithResponseHeaderTimeout is how long the head of the answer may take after
+// the request, with its body, was sent. 0 means no limit, the default.
+func WithResponseHeaderTimeout(d time.Duration) Option {
+	return duration("WithResponseHeaderTimeout", d, " (0 means no limit)", func(c *config) { c.responseHeader = d })
+}
+
+// WithExpectContinueTimeout is how long a request with "Expect: 100-continue"
+// waits for the go-ahead before it sends its body anyway. 0 means not to wait.
+// The default is 1 s.
+func WithExpectContinueTimeout(d time.Duration) Option {
+	return duration("WithExpectContinueTimeout", d, " (0 means not to wait)", func(c *config) { c.expectContinue = d })
+}
+
+// WithBodyReadTimeout is how long one read of the response body may wait for a
+// byte: a limit on inactivity, not on the whole body. Time that the reader
+// spends elsewhere does not count. 0 means no limit, the default.
+func WithBodyReadTimeout(d time.Duration) Option {
+	return duration("WithBodyReadTimeout", d, " (0 means no limit)", func(c *config) { c.bodyRead = d })
+}
+
+// WithWriteTimeout is how long sending may go without progress: not one byte
+// accepted by the socket or acknowledged by the peer. Time that Request.Body
+// takes to produce bytes does not count. 0 means no limit, the default.
+func WithWriteTimeout(d time.Duration) Option {
+	return duration("WithWriteTimeout", d, " (0 means no limit)", func(c *config) { c.write = d })
+}
+
+// WithRequestTimeout limits the whole exchange, from the call of RoundTrip to
+// the last byte of the response body. It does what http.Client.Timeout does
+// for one round trip, and costs less. 0 means no limit, the default.
+func WithRequestTimeout(d time.Duration) Option {
+	return duration("WithRequestTimeout", d, " (0 means no limit)", func(c *config) { c.request = d })
+}
+
+// WithTCPKeepAlive sets the probes of idle and active TCP connections. The
+// default is 15 s idle, 15 s apart, 3 probes. It has no effect with
+// WithDialContext.
+func WithTCPKeepAlive(k net.KeepAliveConfig) Option {
+	return func(c *config) error {
+		c.tcpKeepAlive = k
+		c.given["WithTCPKeepAlive"] = k
+		return nil
+	}
+}
+
+// WithTCPUserTimeout is how long sent bytes may stay unacknowledged before the
+// system gives the connection up (TCP_USER_TIMEOUT, Linux; ignored elsewhere).
+// 0 means the system's default. The default is 30 s. It has no effect with
+// WithDialContext.
+func WithTCPUserTimeout(d time.Duration) Option {
+	return duration("WithTCPUserTimeout", d, " (0 means the system's default)", func(c *config) { c.tcpUserTimeout = d })
+}
+
+// WithDialContext replaces the dialer for unencrypted connections and for the
+// TCP part of TLS. Connections that are no *net.TCPConn or *net.UnixConn, and
+// do not lead to one through a NetConn method, are kept alive too, but each
+// costs a goroutine while idle. nil means the default dialer.
+//
+// The context carries the request's values, not its cancellation: a dial
+// belongs to the pool, and another request may use its connection.
+func WithDialContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
+	return func(c *config) error {
+		c.dialContext = dial
+		return nil
+	}
+}
+
+// WithDialTLSContext replaces the dialer for https requests. It returns a
+// connection on which the handshake is done or is done by itself;
+// WithTLSConfig and WithTLSHandshakeTimeout are not applied to it. nil means to
+// dial and to handshake as usual.
+func WithDialTLSContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
+	return func(c *config) error {
+		c.dialTLSContext = dial
+		return nil
+	}
+}
+
+// WithTLSConfig sets the TLS configuration. It is cloned. Without a
+// ClientSessionCache of its own an LRU cache is added, so that later
+// connections resume. nil means the default configuration.
+func WithTLSConfig(cfg *tls.Config) Option {
+	return func(c *config) error {
+		c.tlsConfig = cfg.Clone()
+		return nil
+	}
+}
+
+// WithDisableKeepAlives uses each connection for one request only and says
+// "Connection: close" with it. The default is false.
+func WithDisableKeepAlives(disable bool) Option {
+	return func(c *config) error {
+		c.disableKeepAlives = disable
+		return nil
+	}
+}
+
+// WithDisableCompression stops the transport from asking for gzip by itself.
+// It asks, and unpacks, only when the request names neither Accept-Encoding nor
+// Range and is no HEAD. The default is false.
+func WithDisableCompression(disable bool) Option {
+	return func(c *config) error {
+		c.disableCompression = disable
+		return nil
+	}
+}
+
+// WithKeepAliveHeader says whether "Connection: keep-alive" is sent with the
+// first request of a connection, and with every one to a server that answers
+// in HTTP/1.0. Such servers keep a connection only for those who ask, and some
+// HTTP/1.1 servers announce their idle timeout only then. The default is true.
+func WithKeepAliveHeader(send bool) Option {
+	return func(c *config) error {
+		c.keepAliveHeader = send
+		return nil
+	}
+}
+
+// WithReuseStrategy adds a stricter opinion on which connections are used
+// again. nil means the rules of HTTP alone, the default.
+func WithReuseStrategy(s ReuseStrategy) Option {
+	return func(c *config) error {
+		c.reuse = s
+		return nil
+	}
+}
+
+// WithRetryPolicy replaces the retry policy. The default is
+// DefaultRetryPolicy(); the zero RetryPolicy never retries.
+func WithRetryPolicy(p RetryPolicy) Option {
+	return func(c *config) error {
+		if p.MaxRetries < 0 {
+			return &OptionError{"WithRetryPolicy", p.MaxRetries, "MaxRetries: want >= 0 (0 means none)"}
+		}
+		if math.IsNaN(p.Budget) || p.Budget < 0 {
+			return &OptionError{"WithRetryPolicy", p.Budget, "Budget: want >= 0 (0 means no bound)"}
+		}
+		c.retry = p
+		return nil
+	}
+}
+
+// WithDrainLimit is how much of a response body that was closed early is read,
+// and for how long, to keep the connection: what has arrived is read in Close,
+// the rest in the background. A body that is known to be longer is not read.
+// 0 for either means to read nothing. The default is 64 KiB and 100 ms.
+func WithDrainLimit(bytes int64, d time.Duration) Option {
+	return func(c *config) error {
+		if bytes < 0 {
+			return &OptionError{"WithDrainLimit", bytes, "bytes: want >= 0 (0 means none)"}
+		}
+		if d < 0 {
+			return &OptionError{"WithDrainLimit", d, "time: want >= 0 (0 means none)"}
+		}
+		c.drainBytes, c.drainTime = bytes, d
+		return nil
+	}
+}
+
+// WithPoolKey divides the pool further: requests share a connection only if
+// key returns the same for both, for tenants, identities or priorities. It is
+// called once per request, without locks. nil means scheme, host and port
+// alone, the default.
+func WithPoolKey(key func(*http.Request) string) Option {
+	return func(c *config) error {
+		c.poolKey = key
+		return nil
+	}
+}

@@ -1,0 +1,428 @@
+package keepalive
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/keepalive-http/keepalive/internal/hostkey"
+	"github.com/keepalive-http/keepalive/internal/wire"
+)
+
+// maxInlineBody is the largest request body that is sent together with the
+// head, by the goroutine of RoundTrip itself, if it is in memory.
+const maxInlineBody = 16 << 10
+
+// call is one RoundTrip: the request in the form in which it will be sent, the
+// same for all attempts, and what has become of it. It is used by the
+// goroutine of RoundTrip, and afterwards read by the response body.
+type call struct {
+	t     *Transport
+	req   *http.Request
+	wire  *http.Request           // as it is sent: req, or a copy without Expect
+	ctx   context.Context         //nolint:containedctx // of the request it stands for
+	end   context.CancelCauseFunc // of ctx, when it is our own
+	opts  requestOptions
+	limit timeouts
+	key   hostkey.Key
+	trace *httptrace.ClientTrace
+	start time.Time
+	hard  deadline // of the whole exchange
+
+	host, target string
+	// One of inline and body at most: a small body that was read already, or
+	// one that is to be streamed.
+	inline  *buffer
+	body    *requestBody
+	length  int64 // of the body; -1: unknown, in chunks
+	expect  bool  // Expect: 100-continue
+	gzip    bool  // ask for gzip, and unpack it
+	attempt int
+	retries int
+	counted bool // the pool has counted it as under way
+}
+
+// newCall checks req and takes it apart. The request body is still the
+// caller's to close when it fails.
+func (t *Transport) newCall(req *http.Request) (*call, error) {
+	if err := checkRequest(req); err != nil {
+		return nil, err
+	}
+	user := ""
+	if t.cfg.poolKey != nil {
+		user = t.cfg.poolKey(req)
+	}
+	key, err := hostkey.Of(req.URL, user)
+	if err != nil {
+		return nil, fmt.Errorf("keepalive: %w", err)
+	}
+	if err := t.checkProxy(req); err != nil {
+		return nil, err
+	}
+	cl := &call{t: t, req: req, wire: req, ctx: req.Context(), key: key, limit: t.cfg.timeouts, start: time.Now()}
+	if cl.host, cl.target, err = requestTarget(req); err != nil {
+		return nil, err
+	}
+	if o, ok := cl.ctx.Value(requestOptionsKey{}).(*requestOptions); ok {
+		if len(o.errs) > 0 {
+			return nil, errors.Join(o.errs...)
+		}
+		cl.opts, cl.limit = *o, o.apply(cl.limit)
+	}
+	cl.trace = httptrace.ContextClientTrace(cl.ctx)
+	cl.hard = after(cl.start, cl.limit.request, ErrRequestTimeout)
+	cl.gzip = !t.cfg.disableCompression && req.Method != http.MethodHead &&
+		req.Header.Get("Accept-Encoding") == "" && req.Header.Get("Range") == ""
+	cl.expect = wire.HasToken(req.Header["Expect"], "100-continue")
+	return cl, nil
+}
+
+// checkProxy refuses a request that would need a proxy.
+func (t *Transport) checkProxy(req *http.Request) error {
+	if t.cfg.proxy == nil {
+		return nil
+	}
+	u, err := t.cfg.proxy(req)
+	if err != nil {
+		return fmt.Errorf("keepalive: proxy function: %w", err)
+	}
+	if u != nil {
+		return errors.New("keepalive: the request needs a proxy, which this version does not support")
+	}
+	return nil
+}
+
+// checkRequest refuses what must not be sent, before anything is dialed.
+func checkRequest(req *http.Request) error {
+	switch {
+	case req.URL == nil:
+		return errors.New("keepalive: nil Request.URL")
+	case req.Header == nil:
+		return errors.New("keepalive: nil Request.Header")
+	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
+		return fmt.Errorf("keepalive: unsupported protocol scheme %q", req.URL.Scheme)
+	case req.URL.Host == "":
+		return errors.New("keepalive: no Host in request URL")
+	case req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method):
+		return fmt.Errorf("keepalive: invalid method %q", req.Method)
+	}
+	if err := wire.CheckHeader(req.Header); err != nil {
+		return fmt.Errorf("keepalive: %w", err)
+	}
+	if err := wire.CheckTrailer(req.Trailer); err != nil {
+		return fmt.Errorf("keepalive: %w", err)
+	}
+	return nil
+}
+
+// requestTarget returns the value of the Host line and the request target.
+func requestTarget(req *http.Request) (host, target string, err error) {
+	host = req.Host
+	if host == "" {
+		host = req.URL.Host
+	}
+	if host, err = httpguts.PunycodeHostPort(host); err != nil {
+		return "", "", fmt.Errorf("keepalive: invalid Host: %w", err)
+	}
+	if !httpguts.ValidHostHeader(host) {
+		return "", "", errors.New("keepalive: invalid Host header")
+	}
+	host = removeZone(host)
+	target = req.URL.RequestURI()
+	if req.Method == http.MethodConnect && req.URL.Path == "" {
+		target = host
+		if req.URL.Opaque != "" {
+			target = req.URL.Opaque
+		}
+	}
+	for i := 0; i < len(target); i++ {
+		if target[i] <= ' ' || target[i] == 0x7f {
+			return "", "", errors.New("keepalive: the request URL has a space or a control character")
+		}
+	}
+	return host, target, nil
+}
+
+// removeZone takes the zone out of an IPv6 literal: it means nothing to the
+// peer (RFC 6874 section 4).
+func removeZone(host string) string {
+	if !strings.HasPrefix(host, "[") {
+		return host
+	}
+	end := strings.LastIndexByte(host, ']')
+	if end < 0 {
+		return host
+	}
+	if zone := strings.LastIndexByte(host[:end], '%'); zone >= 0 {
+		return host[:zone] + host[end:]
+	}
+	return host
+}
+
+// takeBody decides how the request body is sent. A small one in memory is read
+// and closed here; another one becomes cl.body, which is closed by whoever
+// ends its sending.
+func (cl *call) takeBody() error {
+	req := cl.req
+	if req.Body == nil || req.Body == http.NoBody {
+		return nil
+	}
+	cl.length = req.ContentLength
+	if cl.length == 0 {
+		cl.length = -1
+	}
+	cl.body = newRequestBody(req.Body)
+	mem := inMemory(req.Body)
+	if mem == nil {
+		return cl.probeBody()
+	}
+	switch n := int64(mem.Len()); {
+	case cl.length < 0 && n == 0 && usuallyLacksBody(req.Method):
+		cl.length = 0
+		cl.dropBody()
+		return nil
+	case cl.length >= 0 && n != cl.length:
+		return &marked{bodyLengthText(cl.length, n), []error{ErrRequestBody}}
+	case cl.length < 0 || n > maxInlineBody || cl.expect:
+		return nil
+	}
+	cl.inline = getBuffer()
+	for int64(len(cl.inline.b)) < cl.length {
+		b := cl.inline.b
+		n, err := mem.Read(b[len(b):min(int64(cap(b)), cl.length)])
+		cl.inline.b = b[:len(b)+n]
+		if err != nil && int64(len(cl.inline.b)) < cl.length {
+			return &marked{bodyLengthText(cl.length, int64(len(cl.inline.b))), []error{ErrRequestBody, err}}
+		}
+	}
+	cl.dropBody()
+	return nil
+}
+
+func bodyLengthText(want, got int64) string {
+	return fmt.Sprintf("request ContentLength=%d with Body length %d", want, got)
+}
+
+// emptyWait is how long a body of unknown length is given to show whether
+// it is empty.
+const emptyWait = 200 * time.Millisecond
+
+// probeBody finds out whether a body of unknown length is empty, for methods
+// that usually have none: servers may refuse an empty chunked body there. The
+// body is not touched when the server is asked to look at the head first.
+func (cl *call) probeBody() error {
+	if cl.length >= 0 || cl.expect || !usuallyLacksBody(cl.req.Method) {
+		return nil
+	}
+	return cl.body.probe(cl)
+}
+
+func usuallyLacksBody(method string) bool {
+	switch method {
+	case "", http.MethodGet, http.MethodHead, http.MethodDelete, http.MethodOptions, "PROPFIND", "SEARCH":
+		return true
+	}
+	return false
+}
+
+// dropBody closes the request body, which is not needed any more.
+func (cl *call) dropBody() {
+	if cl.body != nil {
+		cl.body.close()
+		cl.body = nil
+	}
+}
+
+// rewindable reports whether the request can be sent from its start (again).
+func (cl *call) rewindable() bool {
+	return cl.body == nil || !cl.body.touched || cl.req.GetBody != nil
+}
+
+// rewind makes the request ready for another attempt.
+func (cl *call) rewind() error {
+	if cl.body == nil || !cl.body.touched {
+		return nil
+	}
+	rc, err := cl.req.GetBody()
+	if err != nil {
+		return &marked{"request body: GetBody: " + err.Error(), []error{ErrRequestBody, err}}
+	}
+	cl.body = newRequestBody(rc)
+	return nil
+}
+
+// appendHead appends the head of the request as it goes over c, and the body
+// if that goes with it.
+func (cl *call) appendHead(dst []byte, c *conn) []byte {
+	o := wire.RequestOptions{
+		Host: cl.host, Target: cl.target, AcceptGzip: cl.gzip, ContentLength: cl.length,
+		Chunked: cl.length < 0,
+	}
+	switch cfg := cl.t.cfg; {
+	case cl.wantsClose(c):
+		o.Connection = "close"
+	case cfg.keepAliveHeader && (c.served == 1 || c.peer10) && len(cl.req.Header["Connection"]) == 0:
+		o.Connection = "keep-alive"
+	}
+	if cl.trace != nil {
+		o.Trace = cl.trace.WroteHeaderField
+	}
+	dst = wire.AppendRequest(dst, cl.wire, &o)
+	if cl.inline != nil {
+		dst = append(dst, cl.inline.b...)
+	}
+	return dst
+}
+
+// wantsClose reports whether the request ends its connection c.
+func (cl *call) wantsClose(c *conn) bool {
+	cfg := cl.t.cfg
+	switch {
+	case cl.req.Close, cl.opts.noReuse, wire.HasToken(cl.req.Header["Connection"], "close"):
+		return true
+	case cfg.disableKeepAlives:
+		// An upgrade needs its Connection: upgrade (net/http does the same).
+		return !wire.HasToken(cl.req.Header["Connection"], "upgrade")
+	}
+	return cfg.maxRequestsPerConn > 0 && c.served >= cfg.maxRequestsPerConn
+}
+
+// withoutExpect makes the next attempt send its body without asking.
+func (cl *call) withoutExpect() {
+	plain := *cl.req
+	plain.Header = plain.Header.Clone()
+	plain.Header.Del("Expect")
+	cl.wire, cl.expect = &plain, false
+}
+
+// watchCancel makes cl.ctx end with the request's deprecated Cancel channel,
+// too. finish ends the goroutine.
+func (cl *call) watchCancel() {
+	ch := cl.req.Cancel //nolint:staticcheck // SA1019: net/http's Client still uses it
+	if ch == nil {
+		return
+	}
+	cl.ctx, cl.end = context.WithCancelCause(cl.ctx)
+	ctx, end := cl.ctx, cl.end
+	cl.t.tasks.run(func() {
+		select {
+		case <-ch:
+			end(canceledRequest())
+		case <-ctx.Done():
+		}
+	})
+}
+
+// contextEnded returns why the request's context ended, nil if it has not.
+func (cl *call) contextEnded() error {
+	if cl.ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(cl.ctx)
+}
+
+// finish gives back what the call holds of its own: not the connection. The
+// request is over.
+func (cl *call) finish() {
+	if cl.inline != nil {
+		cl.inline.free()
+		cl.inline = nil
+	}
+	if cl.end != nil {
+		cl.end(nil)
+	}
+}
+
+// memReader is what bytes.Reader, bytes.Buffer and strings.Reader have in
+// common.
+type memReader interface {
+	io.Reader
+	io.WriterTo
+	Len() int
+}
+
+// The types in which http.NewRequest hides a body in memory.
+var (
+	nopCloserType   = reflect.TypeOf(io.NopCloser(nil)) //nolint:gochecknoglobals // a constant
+	nopCloserToType = reflect.TypeOf(io.NopCloser(struct {
+		io.Reader
+		io.WriterTo
+	}{nil, nil})) //nolint:gochecknoglobals // a constant
+)
+
+// inMemory returns the reader in memory that body is, or nil: reading such a
+// body does not wait.
+func inMemory(body io.Reader) memReader {
+	switch t := reflect.TypeOf(body); t {
+	case nopCloserType, nopCloserToType:
+		inner, ok := reflect.ValueOf(body).Field(0).Interface().(io.Reader)
+		if !ok {
+			return nil
+		}
+		body = inner
+	}
+	switch r := body.(type) {
+	case *bytes.Reader:
+		return r
+	case *bytes.Buffer:
+		return r
+	case *strings.Reader:
+		return r
+	}
+	return nil
+}
+
+// buffer is a pooled slice of bytes.
+type buffer struct{ b []byte }
+
+const (
+	bufferSize    = 32 << 10
+	maxBufferKept = 64 << 10
+	smallSize     = 4 << 10
+)
+
+var (
+	bufferPool = sync.Pool{New: func() any { return &buffer{make([]byte, 0, bufferSize)} }} //nolint:gochecknoglobals // shared by nature
+	smallPool  = sync.Pool{New: func() any { return &buffer{make([]byte, 0, smallSize)} }}  //nolint:gochecknoglobals // shared by nature
+)
+
+// getBuffer returns an empty buffer of bufferSize, for bodies.
+func getBuffer() *buffer { return fromPool(&bufferPool) }
+
+// getSmall returns an empty buffer of smallSize, for heads.
+func getSmall() *buffer { return fromPool(&smallPool) }
+
+func fromPool(p *sync.Pool) *buffer {
+	b, _ := p.Get().(*buffer)
+	b.b = b.b[:0]
+	return b
+}
+
+// free gives b back; it must not be used after.
+func (b *buffer) free() {
+	switch n := cap(b.b); {
+	case n > maxBufferKept:
+	case n >= bufferSize:
+		bufferPool.Put(b)
+	default:
+		smallPool.Put(b)
+	}
+}
+
+func canceledRequest() error {
+	return &marked{"request canceled", []error{context.Canceled}}
+}
+
+// remote returns the address of the peer, as text.
+func remote(c net.Conn) string { return addrString(c.RemoteAddr()) }

@@ -1,0 +1,182 @@
+package keepalive
+
+import (
+	"net/http"
+	"time"
+)
+
+// RetryPolicy says when a request is sent again after its connection failed.
+// The zero value never retries; DefaultRetryPolicy is what New uses.
+//
+//	what happened                                  idempotent      other
+//	stale before a byte was written                another connection, not a retry
+//	write failed with zero bytes accepted          retry           retry
+//	reused connection ended before the first byte  retry           error
+//	fresh connection ended before the first byte   error           error
+//	a response byte was read, timeout, cancelled   error           error
+//
+// Whatever the policy says, a request is only repeated while no byte of an
+// answer has been read, and with a body that can be sent again: none, one with
+// Request.GetBody, or one that has not been touched. An error of Request.Body
+// is never retried.
+type RetryPolicy struct {
+	// MaxRetries is how many extra attempts a request may have. 0 means none.
+	// The last one always uses a freshly dialed connection.
+	MaxRetries int
+	// Budget bounds retries to a share of requests, so that an outage does not
+	// multiply its own load: 0.2 allows one retry for every five requests, and
+	// always ten a second. 0 means no bound. Not counted are requests of which
+	// nothing was sent, and connections that ended after an idle pause: they
+	// are the ordinary race of keep-alive and add no load.
+	Budget float64
+	// Retry decides on one failure. nil means RetryInfo.Safe, the table above.
+	// It is called without locks, possibly concurrently.
+	Retry func(RetryInfo) bool
+}
+
+// DefaultRetryPolicy returns the policy of New: two retries, a budget of 20 %
+// and the table at RetryPolicy.
+func DefaultRetryPolicy() RetryPolicy { return RetryPolicy{MaxRetries: 2, Budget: 0.2} }
+
+// RetryInfo is what is known of an attempt that failed before the first byte
+// of its answer.
+type RetryInfo struct {
+	// Request is the request; it must not be changed.
+	Request *http.Request
+	// Err is what happened.
+	Err error
+	// Attempt counts from 1.
+	Attempt int
+	// Reused reports whether the connection had served an earlier request.
+	Reused bool
+	// IdleTime is how long the connection had been idle before.
+	IdleTime time.Duration
+	// BytesWritten is how much the socket accepted. 0 proves that the server
+	// has seen nothing.
+	BytesWritten int64
+	// Timeout reports whether a timeout or the end of the context caused it.
+	Timeout bool
+}
+
+// Idempotent reports whether sending the request twice is as good as once:
+// by its method (RFC 9110 section 9.2.2, QUERY: RFC 10008), or because it
+// carries an Idempotency-Key or X-Idempotency-Key header.
+func (i RetryInfo) Idempotent() bool { return isIdempotent(i.Request) }
+
+// Safe reports whether the table at RetryPolicy allows to repeat the request.
+func (i RetryInfo) Safe() bool {
+	switch {
+	case i.Timeout:
+		return false
+	case i.BytesWritten == 0:
+		return true
+	case !i.Reused:
+		return false
+	}
+	return i.Idempotent()
+}
+
+func isIdempotent(req *http.Request) bool {
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace,
+		http.MethodPut, http.MethodDelete, "QUERY":
+		return true
+	}
+	// A key with a nil value is not sent, but still says that repeating is safe.
+	_, ok := req.Header["Idempotency-Key"]
+	_, xok := req.Header["X-Idempotency-Key"]
+	return ok || xok
+}
+
+// failure is what retry.go is told of an attempt.
+type failure struct {
+	RetryInfo
+	// stale: the connection was found dead before anything was written.
+	stale bool
+	// gotByte: a byte of an answer was read.
+	gotByte bool
+	// bodyErr: Request.Body itself failed.
+	bodyErr bool
+	// canceled: the request's own context or Close ended it.
+	canceled bool
+	// rewindable: the body can be sent (again) from its start.
+	rewindable bool
+	// noRetry: the request's context asks for one attempt only.
+	noRetry bool
+}
+
+// decision is what to do after a failure.
+type decision struct {
+	// again: take another connection and send the request once more.
+	again bool
+	// counted: it uses up one of the allowed retries.
+	counted bool
+	// budgeted: it also needs a token of the retry budget.
+	budgeted bool
+	// fresh: the next attempt must dial.
+	fresh bool
+}
+
+// idleRace is how long a connection must have been idle for its end to count
+// as the ordinary keep-alive race rather than as a failing server.
+const idleRace = 5 * time.Millisecond
+
+// decideRetry applies the table at RetryPolicy. retries is the number of
+// counted retries so far.
+func decideRetry(f failure, p RetryPolicy, retries int) decision {
+	if f.stale && f.rewindable {
+		return decision{again: true}
+	}
+	if f.gotByte || f.bodyErr || f.canceled || f.noRetry || !f.rewindable || retries >= p.MaxRetries {
+		return decision{}
+	}
+	allow := RetryInfo.Safe
+	if p.Retry != nil {
+		allow = p.Retry
+	}
+	if !allow(f.RetryInfo) {
+		return decision{}
+	}
+	race := f.BytesWritten == 0 || f.Reused && f.IdleTime >= idleRace
+	return decision{
+		again:    true,
+		counted:  true,
+		budgeted: !race && p.Budget > 0,
+		fresh:    retries+1 >= p.MaxRetries,
+	}
+}
+
+// Bounds of the retry budget: what is always allowed, and the most that can be
+// saved up.
+const (
+	budgetFloor = 10  // retries per second
+	budgetBurst = 256 // retries
+)
+
+// retryBudget is a token bucket: each request adds a share of a token, each
+// budgeted retry takes one. Not safe for concurrent use: guarded by pool.mu.
+type retryBudget struct {
+	share  float64
+	tokens float64
+	filled time.Time
+}
+
+// request notes that a request was made.
+func (b *retryBudget) request() {
+	b.tokens = min(b.tokens+b.share, budgetBurst)
+}
+
+// take reports whether one more retry is within the budget at now.
+func (b *retryBudget) take(now time.Time) bool {
+	if b.filled.IsZero() {
+		b.tokens = budgetBurst
+	} else {
+		b.tokens = min(b.tokens+now.Sub(b.filled).Seconds()*budgetFloor, budgetBurst)
+	}
+	b.filled = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}

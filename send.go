@@ -1,0 +1,293 @@
+package keepalive
+
+import (
+	"errors"
+	"io"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keepalive-http/keepalive/internal/wire"
+)
+
+// requestBody is a request body that is streamed. It is closed exactly once.
+type requestBody struct {
+	rc      io.ReadCloser
+	once    sync.Once
+	touched bool // bytes of it may have been sent
+	// first is what a probe has read already, with its error.
+	first    []byte
+	firstErr error
+	// late is where a probe that took too long leaves its result.
+	late chan struct{}
+}
+
+func newRequestBody(rc io.ReadCloser) *requestBody { return &requestBody{rc: rc} }
+
+// close closes the body unless that was done. Safe for concurrent use.
+func (b *requestBody) close() { b.once.Do(func() { _ = b.rc.Close() }) }
+
+// read is Read of the body, behind what a probe has read.
+func (b *requestBody) read(p []byte) (int, error) {
+	if b.late != nil {
+		<-b.late
+		b.late = nil
+	}
+	if len(b.first) > 0 || b.firstErr != nil {
+		n := copy(p, b.first)
+		b.first = b.first[n:]
+		if len(b.first) > 0 {
+			return n, nil
+		}
+		err := b.firstErr
+		b.firstErr = nil
+		return n, err
+	}
+	return b.rc.Read(p)
+}
+
+// probe reads the first byte of a body of unknown length. One that is empty is
+// dropped from the call; one that takes its time is sent in chunks.
+func (b *requestBody) probe(cl *call) error {
+	done := make(chan struct{})
+	cl.t.tasks.run(func() {
+		defer close(done)
+		p := make([]byte, 1)
+		n, err := b.rc.Read(p)
+		b.first, b.firstErr = p[:n], err
+	})
+	timer := time.NewTimer(emptyWait)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+		b.late = done
+		return nil
+	case <-cl.ctx.Done():
+		b.late = done
+		return nil // the acquire that follows reports it
+	}
+	switch {
+	case len(b.first) > 0:
+		return nil
+	case errors.Is(b.firstErr, io.EOF):
+		cl.length = 0
+		cl.dropBody()
+		return nil
+	case b.firstErr != nil:
+		return bodyError(b.firstErr)
+	}
+	return nil
+}
+
+// bodyError marks an error of the user's own body.
+func bodyError(err error) error {
+	return &marked{"request body: " + err.Error(), []error{ErrRequestBody, err}}
+}
+
+const (
+	// sentGrace is how long the end of an exchange waits for the request to be
+	// sent: the answer may overtake the return of the last write.
+	sentGrace = 50 * time.Millisecond
+	// stuckGrace is how long a sender that was told to stop may stay in the
+	// user's Read before its body is closed, and after.
+	stuckGrace = 10 * time.Millisecond
+	// answerGrace is how long a request whose sending failed waits for what
+	// the server had to say about it.
+	answerGrace = 200 * time.Millisecond
+)
+
+// sender sends a request body while the answer is already awaited. One
+// goroutine runs it; the owner of the exchange starts and stops it.
+type sender struct {
+	ex   *exchange
+	body *requestBody
+	done chan struct{} // closed when the goroutine has ended, the body closed
+	// stopped: the owner wants no more of it. No hook and no Read after that,
+	// but for a Read under way.
+	stopped atomic.Bool
+	// finishing: the last write has begun.
+	finishing atomic.Bool
+	// Valid after done.
+	err     error
+	bodyErr bool // err is of the user's body
+}
+
+// startSender sends cl.body from a goroutine of its own.
+func (ex *exchange) startSender() {
+	s := &sender{ex: ex, body: ex.cl.body, done: make(chan struct{})}
+	s.body.touched = true
+	ex.sender = s
+	ex.t.tasks.run(s.run)
+}
+
+func (s *sender) run() {
+	err := s.send()
+	s.body.close()
+	s.err = err
+	ex := s.ex
+	if t := ex.cl.trace; t != nil && t.WroteRequest != nil && !s.stopped.Load() {
+		t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
+	}
+	close(s.done)
+	switch {
+	case s.stopped.Load():
+	case s.bodyErr:
+		ex.interrupt() // the server must not take what it has for the whole
+	case err != nil:
+		ex.setHeaderDeadline(answerGrace, err)
+	default:
+		ex.setHeaderDeadline(ex.cl.limit.responseHeader, ErrResponseHeaderTimeout)
+	}
+}
+
+// send writes the body. Errors of the body itself set bodyErr.
+func (s *sender) send() error {
+	cl := s.ex.cl
+	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && s.body.first == nil {
+		s.finishing.Store(true)
+		_, err := mem.WriteTo(s.ex.c.nc)
+		return err
+	}
+	buf := getBuffer()
+	defer buf.free()
+	if cl.length < 0 {
+		return s.sendChunks(buf.b[:cap(buf.b)])
+	}
+	return s.sendLength(buf.b[:cap(buf.b)])
+}
+
+// read fills p from the body. It returns n > 0, or an error.
+func (s *sender) read(p []byte) (n int, err error) {
+	for range 100 {
+		if s.stopped.Load() {
+			return 0, errStopped
+		}
+		if n, err = s.body.read(p); n > 0 || err != nil {
+			return n, err
+		}
+	}
+	return 0, io.ErrNoProgress
+}
+
+var errStopped = errors.New("sending was stopped")
+
+// sendLength sends exactly the announced number of bytes.
+func (s *sender) sendLength(buf []byte) error {
+	want := s.ex.cl.length
+	for sent := int64(0); sent < want; {
+		// One byte more than is due shows a body that is too long.
+		n, err := s.read(buf[:min(int64(len(buf)), want-sent+1)])
+		switch {
+		case sent+int64(n) > want:
+			return s.fail(&marked{bodyLengthText(want, sent+int64(n)) + " or more", []error{ErrRequestBody}})
+		case err != nil && errors.Is(err, io.EOF) && sent+int64(n) < want:
+			return s.fail(&marked{bodyLengthText(want, sent+int64(n)), []error{ErrRequestBody, io.ErrUnexpectedEOF}})
+		case err != nil && !errors.Is(err, io.EOF):
+			return s.fail(bodyError(err))
+		}
+		sent += int64(n)
+		if sent == want {
+			s.finishing.Store(true)
+		}
+		if _, err := s.ex.c.nc.Write(buf[:n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendChunks sends a body of unknown length and its trailer.
+func (s *sender) sendChunks(buf []byte) error {
+	room := buf[wire.MaxChunkHeader : len(buf)-2]
+	for {
+		n, err := s.read(room)
+		if n > 0 {
+			if _, werr := s.ex.c.nc.Write(wire.PutChunk(buf, n)); werr != nil {
+				return werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return s.fail(bodyError(err))
+		}
+	}
+	// The values of a trailer are set while the body is read.
+	trailer := s.ex.cl.req.Trailer
+	if err := wire.CheckTrailer(trailer); err != nil {
+		return s.fail(bodyError(err))
+	}
+	s.finishing.Store(true)
+	_, err := s.ex.c.nc.Write(wire.AppendTrailer(append(buf[:0], wire.LastChunk...), trailer))
+	return err
+}
+
+func (s *sender) fail(err error) error {
+	if !errors.Is(err, errStopped) {
+		s.bodyErr = true
+	}
+	return err
+}
+
+// finish ends the sender at the end of the exchange and reports whether the
+// whole body was sent. After it the user's body is closed and is not read any
+// more, unless its Read hangs and Close does not end it. No sender means that
+// everything was sent.
+func (s *sender) finish() (sent bool) {
+	if s == nil {
+		return true
+	}
+	if !s.waitFor(sentGrace) {
+		s.stop()
+	}
+	return s.isDone() && s.err == nil
+}
+
+// stopEarly ends the sender because nobody wants the rest of the body, unless
+// all of it is on its way already.
+func (s *sender) stopEarly() {
+	if s == nil || s.finishing.Load() && s.waitFor(sentGrace) {
+		return
+	}
+	s.stop()
+}
+
+// stop makes the sender end, and waits for it as long as that can be expected.
+func (s *sender) stop() {
+	if s.isDone() {
+		return
+	}
+	s.stopped.Store(true)
+	s.ex.c.sc.InterruptWrite()
+	if s.waitFor(stuckGrace) {
+		return
+	}
+	s.body.close() // its Read hangs: Close may end it
+	s.waitFor(stuckGrace)
+}
+
+func (s *sender) isDone() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *sender) waitFor(d time.Duration) bool {
+	if s.isDone() {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-s.done:
+		return true
+	case <-timer.C:
+		return false
+	}
+}

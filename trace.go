@@ -1,0 +1,135 @@
+package keepalive
+
+import (
+	"context"
+	"crypto/tls"
+	"net/http/httptrace"
+	"reflect"
+	"sync"
+	"time"
+)
+
+// traceGuard passes a request's trace hooks on to a dial for as long as its
+// RoundTrip lasts. A dial belongs to the pool and may go on after that, when
+// the hooks must not be called any more.
+type traceGuard struct {
+	mu   sync.Mutex // held while a hook runs, so that end waits for it
+	over bool
+}
+
+// end stops all hooks. It waits for one that is running.
+func (g *traceGuard) end() {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	g.over = true
+	g.mu.Unlock()
+}
+
+// do runs hook unless end was called.
+func (g *traceGuard) do(hook func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		hook()
+	}
+}
+
+// dialContext returns ctx for a dial: with its values, but its trace hooks
+// guarded. Without hooks it is ctx itself, and the guard is nil.
+func dialContext(ctx context.Context, t *httptrace.ClientTrace) (context.Context, *traceGuard) {
+	if t == nil {
+		return ctx, nil
+	}
+	g := &traceGuard{}
+	h := &httptrace.ClientTrace{
+		DNSStart:          guard1(g, t.DNSStart),
+		DNSDone:           guard1(g, t.DNSDone),
+		ConnectStart:      guard2(g, t.ConnectStart),
+		TLSHandshakeDone:  guard2[tls.ConnectionState, error](g, t.TLSHandshakeDone),
+		ConnectDone:       guardConnectDone(g, t.ConnectDone),
+		TLSHandshakeStart: guard0(g, t.TLSHandshakeStart),
+	}
+	return httptrace.WithClientTrace(untraced{ctx}, h), g
+}
+
+func guard0(g *traceGuard, f func()) func() {
+	if f == nil {
+		return nil
+	}
+	return func() { g.do(f) }
+}
+
+func guard1[A any](g *traceGuard, f func(A)) func(A) {
+	if f == nil {
+		return nil
+	}
+	return func(a A) { g.do(func() { f(a) }) }
+}
+
+func guard2[A, B any](g *traceGuard, f func(A, B)) func(A, B) {
+	if f == nil {
+		return nil
+	}
+	return func(a A, b B) { g.do(func() { f(a, b) }) }
+}
+
+func guardConnectDone(g *traceGuard, f func(network, addr string, err error)) func(network, addr string, err error) {
+	if f == nil {
+		return nil
+	}
+	return func(network, addr string, err error) { g.do(func() { f(network, addr, err) }) }
+}
+
+// untraced hides the trace hooks of a context: those of httptrace, and the
+// ones that httptrace leaves for package net.
+type untraced struct{ context.Context }
+
+func (c untraced) Value(key any) any {
+	v := c.Context.Value(key)
+	if v == nil {
+		return nil
+	}
+	if _, ok := v.(*httptrace.ClientTrace); ok {
+		return nil
+	}
+	if t := reflect.TypeOf(v); t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "internal/nettrace" {
+		return nil
+	}
+	return v
+}
+
+// connectTimer measures how long the TCP connection took, without the name
+// resolution before it: a sample of the round trip.
+type connectTimer struct {
+	mu    sync.Mutex
+	start map[string]time.Time
+	took  time.Duration
+}
+
+// on returns ctx with hooks that feed m.
+func (m *connectTimer) on(ctx context.Context) context.Context {
+	m.start = make(map[string]time.Time, 1)
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		ConnectStart: func(network, addr string) {
+			m.mu.Lock()
+			m.start[network+addr] = time.Now()
+			m.mu.Unlock()
+		},
+		ConnectDone: func(network, addr string, err error) {
+			m.mu.Lock()
+			if err == nil {
+				m.took = time.Since(m.start[network+addr])
+			}
+			m.mu.Unlock()
+		},
+	})
+}
+
+// sample returns the time of the connect that succeeded, 0 if none was seen.
+func (m *connectTimer) sample() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.took
+}
