@@ -38,8 +38,8 @@ type pool struct {
 	mu    sync.Mutex
 	phase poolPhase
 	hosts map[hostkey.Key]*host
-	// idle holds all idle connections, the longest idle first.
-	idle queue.Queue[*conn]
+	// idleConns holds all idle connections, the longest idle first.
+	idleConns queue.Queue[*conn]
 	// leased holds all connections in use, for Close.
 	leased queue.Queue[*conn]
 	// blocked holds the hosts that have waiters without a dial and are held
@@ -75,9 +75,9 @@ const (
 // host is what the pool holds for one key. Guarded by pool.mu.
 type host struct {
 	tally
-	key  hostkey.Key
-	name string // key as text, made once
-	idle queue.Queue[*conn]
+	key       hostkey.Key
+	name      string // key as text, made once
+	idleConns queue.Queue[*conn]
 	// waiters holds all waiters in order of arrival; starving those of them
 	// that no dial is under way for.
 	waiters, starving queue.Queue[*waiter]
@@ -196,9 +196,9 @@ func (p *pool) forgetHostLocked(h *host) {
 // takeIdleLocked leases an idle connection of h that has not expired.
 func (p *pool) takeIdleLocked(h *host, now time.Time, do *todo) *conn {
 	for {
-		e := h.idle.Back()
+		e := h.idleConns.Back()
 		if p.cfg.idleOrder == FIFO {
-			e = h.idle.Front()
+			e = h.idleConns.Front()
 		}
 		if e == nil {
 			return nil
@@ -241,10 +241,10 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 		return
 	}
 	switch {
-	case h.blocked.Queued() && p.idle.Len() > 0:
-		p.dropLocked(p.idle.Front().Value, CloseEvicted, do)
-	case w.fresh && h.idle.Len() > 0:
-		p.dropLocked(h.idle.Front().Value, CloseEvicted, do)
+	case h.blocked.Queued() && p.idleConns.Len() > 0:
+		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
+	case w.fresh && h.idleConns.Len() > 0:
+		p.dropLocked(h.idleConns.Front().Value, CloseEvicted, do)
 	}
 }
 
@@ -288,7 +288,7 @@ func (p *pool) fullLocked() bool {
 
 // freedLocked hands out a slot that h has just given back.
 func (p *pool) freedLocked(h *host, do *todo) {
-	if !h.blocked.Queued() {
+	if !h.blocked.Queued() || h.slots() == 0 { // the first one is always allowed
 		p.fillLocked(h, do)
 	}
 	for p.blocked.Len() > 0 && !p.fullLocked() {
@@ -475,11 +475,11 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	}
 	p.moveLocked(c, stateIdle)
 	p.scheduleLocked(c, now)
-	if n := p.cfg.maxIdlePerHost; n > 0 && h.idle.Len() > n {
-		p.dropLocked(h.idle.Front().Value, CloseHostIdleLimit, do)
+	if n := p.cfg.maxIdlePerHost; n > 0 && h.idleConns.Len() > n {
+		p.dropLocked(h.idleConns.Front().Value, CloseHostIdleLimit, do)
 	}
-	if n := p.cfg.maxIdle; n > 0 && p.idle.Len() > n {
-		p.dropLocked(p.idle.Front().Value, CloseIdleLimit, do)
+	if n := p.cfg.maxIdle; n > 0 && p.idleConns.Len() > n {
+		p.dropLocked(p.idleConns.Front().Value, CloseIdleLimit, do)
 	}
 }
 
@@ -513,7 +513,7 @@ func (p *pool) unfitLocked(c *conn, now time.Time) CloseReason {
 // suspectLocked drops the idle connections of h that have been idle since
 // before then: what was learned of one of them is likely true of all.
 func (p *pool) suspectLocked(h *host, then time.Time, do *todo) {
-	for e := h.idle.Front(); e != nil; {
+	for e := h.idleConns.Front(); e != nil; {
 		c := e.Value
 		e = e.Next()
 		if !c.idleSince.After(then) {
@@ -653,7 +653,7 @@ func (p *pool) dropIdle(reason CloseReason) (do todo) {
 }
 
 func (p *pool) dropIdleLocked(reason CloseReason, do *todo) {
-	for e := p.idle.Front(); e != nil; e = p.idle.Front() {
+	for e := p.idleConns.Front(); e != nil; e = p.idleConns.Front() {
 		p.dropLocked(e.Value, reason, do)
 	}
 }
@@ -718,8 +718,8 @@ func (p *pool) moveLocked(c *conn, to connState) {
 	case stateLeased:
 		p.leased.Remove(&c.inPool)
 	case stateIdle:
-		p.idle.Remove(&c.inPool)
-		h.idle.Remove(&c.inHost)
+		p.idleConns.Remove(&c.inPool)
+		h.idleConns.Remove(&c.inHost)
 	case stateClosing, stateClosed, stateDetached:
 	}
 	switch to {
@@ -727,8 +727,8 @@ func (p *pool) moveLocked(c *conn, to connState) {
 		p.leased.Push(&c.inPool)
 	case stateIdle:
 		c.wasIdle = true
-		p.idle.Push(&c.inPool)
-		h.idle.Push(&c.inHost)
+		p.idleConns.Push(&c.inPool)
+		h.idleConns.Push(&c.inHost)
 	case stateClosing, stateClosed, stateDetached:
 	}
 }

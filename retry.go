@@ -124,7 +124,7 @@ const idleRace = 5 * time.Millisecond
 // decideRetry applies the table at RetryPolicy. retries is the number of
 // counted retries so far.
 func decideRetry(f failure, p RetryPolicy, retries int) decision {
-	if f.stale && f.rewindable {
+	if f.stale && f.rewindable && !f.canceled {
 		return decision{again: true}
 	}
 	if f.gotByte || f.bodyErr || f.canceled || f.noRetry || !f.rewindable || retries >= p.MaxRetries {

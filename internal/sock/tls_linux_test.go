@@ -62,26 +62,33 @@ func tlsConfigs(t *testing.T) (client, server *tls.Config) {
 	return client, server
 }
 
+// tlsEnds is what tlsPair makes.
+type tlsEnds struct {
+	c              *Conn
+	client, server *tls.Conn
+	open           func() // lets the server go on
+}
+
 // tlsPair is a TLS client over a Conn, after its handshake. The server has not
 // sent its tickets: that takes the client's last flight, which is held back
 // until open is called.
-func tlsPair(t *testing.T) (c *Conn, client, server *tls.Conn, open func()) {
+func tlsPair(t *testing.T) tlsEnds {
 	t.Helper()
 	c, raw := pair(t, "tcp")
 	clientConfig, serverConfig := tlsConfigs(t)
 	gated := &gatedConn{Conn: raw, gate: make(chan struct{})}
-	server = tls.Server(gated, serverConfig)
+	server := tls.Server(gated, serverConfig)
 	done := make(chan error, 1)
 	go func() { done <- server.Handshake() }()
-	client = tls.Client(c, clientConfig)
+	client := tls.Client(c, clientConfig)
 	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	require.NoError(t, client.Handshake())
 	require.NoError(t, c.SetDeadline(time.Time{}))
-	return c, client, server, func() {
+	return tlsEnds{c, client, server, func() {
 		t.Helper()
 		close(gated.gate)
 		require.NoError(t, receive(t, done))
-	}
+	}}
 }
 
 // probe looks for data through TLS without waiting.
@@ -102,7 +109,8 @@ func requireTimeout(t *testing.T, err error) {
 }
 
 func TestTLSProbe(t *testing.T) {
-	c, client, server, open := tlsPair(t)
+	ends := tlsPair(t)
+	c, client, server := ends.c, ends.client, ends.server
 	require.Equal(t, Quiet, c.Peek())
 	for range 3 {
 		_, err := probe(t, c, client)
@@ -110,7 +118,7 @@ func TestTLSProbe(t *testing.T) {
 	}
 
 	// The tickets come late. Readable, but clean.
-	open()
+	ends.open()
 	await(t, c, Readable)
 	got, err := probe(t, c, client)
 	requireTimeout(t, err)
@@ -144,8 +152,9 @@ func TestTLSProbe(t *testing.T) {
 
 // TestTLSProbeHalfRecord: a record that has come in part is kept.
 func TestTLSProbeHalfRecord(t *testing.T) {
-	c, client, server, open := tlsPair(t)
-	open()
+	ends := tlsPair(t)
+	c, client, server := ends.c, ends.client, ends.server
+	ends.open()
 	await(t, c, Readable)
 	_, err := probe(t, c, client)
 	requireTimeout(t, err)
@@ -187,8 +196,9 @@ func recordOf(t *testing.T, server *tls.Conn, s string) []byte {
 
 // TestTLSCloseNeverBlocks: crypto/tls would wait 5 s to send close_notify.
 func TestTLSCloseNeverBlocks(t *testing.T) {
-	c, client, _, open := tlsPair(t)
-	open()
+	ends := tlsPair(t)
+	c, client := ends.c, ends.client
+	ends.open()
 	await(t, c, Readable)
 	nc := c.NetConn()
 	require.NoError(t, nc.SetWriteDeadline(time.Now().Add(100*time.Millisecond)))
@@ -205,8 +215,9 @@ func TestTLSCloseNeverBlocks(t *testing.T) {
 
 // TestTLSCloseNotify: where there is room, close_notify is sent.
 func TestTLSCloseNotify(t *testing.T) {
-	c, client, server, open := tlsPair(t)
-	open()
+	ends := tlsPair(t)
+	c, client, server := ends.c, ends.client, ends.server
+	ends.open()
 	await(t, c, Readable)
 	require.True(t, c.SetNonblock(true))
 	require.NoError(t, client.Close())
@@ -215,8 +226,9 @@ func TestTLSCloseNotify(t *testing.T) {
 }
 
 func TestTLSInterrupt(t *testing.T) {
-	c, client, _, open := tlsPair(t)
-	open()
+	ends := tlsPair(t)
+	c, client := ends.c, ends.client
+	ends.open()
 	got := make(chan error, 1)
 	go func() {
 		_, err := client.Read(make([]byte, 1))

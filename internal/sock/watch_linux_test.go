@@ -1,7 +1,9 @@
 package sock
 
 import (
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -14,7 +16,15 @@ func watch(t testing.TB) (*Watcher, <-chan uint64) {
 	t.Helper()
 	fired := make(chan uint64, 1<<16)
 	w := NewWatcher(func(token uint64) { fired <- token })
-	t.Cleanup(w.Wait)
+	t.Cleanup(func() {
+		w.mu.Lock()
+		left := slices.Collect(maps.Keys(w.conns)) // of a test that failed
+		w.mu.Unlock()
+		for _, token := range left {
+			w.Remove(token)
+		}
+		w.Wait()
+	})
 	return w, fired
 }
 
@@ -116,6 +126,22 @@ func TestWatcherIgnoresData(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, []uint64{3}, tokens)
 	set.remove(c)
+}
+
+// TestWatcherRemoved: a connection that lives on after Remove is not reported.
+func TestWatcherRemoved(t *testing.T) {
+	w, fired := watch(t)
+	c, server := pair(t, "tcp")
+	other, otherServer := pair(t, "tcp")
+	require.NoError(t, w.Add(c, 1))
+	require.NoError(t, w.Add(other, 2))
+	w.Remove(1)
+	require.NoError(t, server.Close())
+	await(t, c, Ended)
+	require.NoError(t, otherServer.Close())
+	require.EqualValues(t, 2, receive(t, fired))
+	require.Empty(t, fired)
+	w.Remove(2)
 }
 
 func TestWatcherManyAtOnce(t *testing.T) {

@@ -1,0 +1,575 @@
+package keepalive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive/internal/hostkey"
+)
+
+// bench is a pool without a network: the test plays the part of the Transport
+// and decides when what the pool asked for is done.
+type bench struct {
+	t    testing.TB
+	p    *pool
+	now  time.Time
+	rand *rand.Rand
+
+	dials   []*dial       // asked for, under way
+	giveUp  map[*dial]int // asked to be cancelled
+	closing []*conn       // asked to be closed
+	waiting []*waiter
+	leased  []*conn
+}
+
+func newBench(t testing.TB, opts ...Option) *bench {
+	cfg, err := newConfig(opts)
+	require.NoError(t, err)
+	return &bench{
+		t: t, p: newPool(cfg, func() {}), now: time.Unix(1_000_000, 0), giveUp: map[*dial]int{},
+		rand: rand.New(rand.NewPCG(1, 2)),
+	}
+}
+
+func key(host string) hostkey.Key { return hostkey.Key{Scheme: "http", Host: host, Port: "80"} }
+
+func (b *bench) take(do todo) {
+	b.dials = append(b.dials, do.dial...)
+	for _, d := range do.cancel {
+		b.giveUp[d]++
+	}
+	b.closing = append(b.closing, do.discard...)
+	b.deliver()
+}
+
+// deliver collects what waiters have been granted.
+func (b *bench) deliver() {
+	b.waiting = slices.DeleteFunc(b.waiting, func(w *waiter) bool {
+		select {
+		case g := <-w.ready:
+			if (g.c == nil) == (g.err == nil) {
+				b.t.Fatalf("a grant of %+v", g)
+			}
+			if g.c != nil {
+				if w.fresh && g.c.served > 0 {
+					b.t.Fatal("a used connection for a request that wants a fresh one")
+				}
+				b.lease(g.c)
+			}
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+func (b *bench) lease(c *conn) {
+	if slices.Contains(b.leased, c) || c.state != stateLeased {
+		b.t.Fatalf("two owners of one connection (%v)", c.state)
+	}
+	if c.served > 0 && !c.expires.IsZero() && !b.now.Before(c.expires) {
+		b.t.Fatal("an expired connection was handed out")
+	}
+	b.leased = append(b.leased, c)
+}
+
+// acquire returns the connection, or the waiter.
+func (b *bench) acquire(host string, fresh bool) (*conn, *waiter) {
+	c, w, do, err := b.p.acquire(b.now, want{key: key(host), ctx: context.Background(), fresh: fresh, first: true})
+	if err != nil {
+		if !errors.Is(err, ErrTooManyWaiters) && !errors.Is(err, ErrClosed) {
+			b.t.Fatal(err)
+		}
+		b.take(do)
+		return nil, nil
+	}
+	if c != nil {
+		b.lease(c)
+	} else {
+		b.waiting = append(b.waiting, w)
+	}
+	b.take(do)
+	return c, w
+}
+
+func (b *bench) dialed(d *dial, err error) *conn {
+	b.dials = remove(b.dials, d)
+	var c *conn
+	if err == nil {
+		c = &conn{checkable: true}
+	}
+	b.take(b.p.dialed(d, c, err, b.now))
+	return c
+}
+
+func (b *bench) release(c *conn, v verdict) {
+	b.leased = remove(b.leased, c)
+	c.served++
+	_, do := b.p.release(c, b.now, v, true)
+	b.take(do)
+}
+
+func (b *bench) closed(c *conn) {
+	b.closing = remove(b.closing, c)
+	b.take(b.p.closed(c))
+}
+
+func (b *bench) abandon(w *waiter) {
+	b.waiting = remove(b.waiting, w)
+	_, do := b.p.abandon(w, b.now)
+	b.take(do)
+}
+
+func (b *bench) reap() {
+	for {
+		do, more := b.p.reap(b.now)
+		b.take(do)
+		if !more {
+			return
+		}
+	}
+}
+
+func remove[T comparable](s []T, v T) []T {
+	i := slices.Index(s, v)
+	if i < 0 {
+		panic("not there")
+	}
+	return slices.Delete(s, i, i+1)
+}
+
+var keptVerdict = verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
+
+// open makes n idle connections to host.
+func (b *bench) open(host string, n int) []*conn {
+	b.t.Helper()
+	for range n {
+		b.acquire(host, true)
+	}
+	for len(b.dials) > 0 {
+		b.dialed(b.dials[0], nil)
+	}
+	conns := slices.Clone(b.leased)
+	require.Len(b.t, conns, n)
+	for _, c := range conns {
+		b.release(c, keptVerdict)
+	}
+	return conns
+}
+
+// check compares the pool with what the test knows, and with itself.
+func (b *bench) check() {
+	p := b.p
+	var sum tally
+	var waiting, idle int
+	for k, h := range p.hosts {
+		if h.key != k {
+			b.t.Fatal("a host under the wrong key")
+		}
+		for _, f := range []struct{ to, from *int }{
+			{&sum.idle, &h.idle}, {&sum.inUse, &h.inUse}, {&sum.detached, &h.detached}, {&sum.dialing, &h.dialing}, {&sum.closing, &h.closing},
+		} {
+			if *f.from < 0 {
+				b.t.Fatalf("a negative gauge: %+v", h.tally)
+			}
+			*f.to += *f.from
+		}
+		waiting += h.waiters.Len()
+		idle += h.idleConns.Len()
+		if h.slots() == 0 && h.waiters.Len() == 0 {
+			b.t.Fatal("a host that holds nothing was kept")
+		}
+		b.checkHost(h)
+	}
+	got := [...]int{p.all.idle, p.all.inUse, p.all.dialing, p.all.closing, p.waiting, p.leased.Len(), p.idleConns.Len()}
+	want := [...]int{sum.idle, len(b.leased), len(b.dials), len(b.closing), len(b.waiting), len(b.leased), idle}
+	if got != want {
+		b.t.Fatalf("idle, in use, dialing, closing, waiting, leased, idle: pool has %v, test has %v", got, want)
+	}
+	if waiting != p.waiting || sum.idle != idle || sum.inUse != p.all.inUse || sum.dialing != p.all.dialing || sum.closing != p.all.closing {
+		b.t.Fatal("the sums over hosts differ from the whole")
+	}
+	s := p.stats()
+	if s.Opened != uint64(s.Open)+s.TotalClosed() {
+		b.t.Fatalf("opened %d != open %d + closed %d", s.Opened, s.Open, s.TotalClosed())
+	}
+	if s.Dials != s.Opened+s.DialErrors+uint64(s.Dialing) {
+		b.t.Fatalf("dials %d != opened %d + errors %d + dialing %d", s.Dials, s.Opened, s.DialErrors, s.Dialing)
+	}
+	if n := p.cfg.maxIdle; n > 0 && idle > n {
+		b.t.Fatalf("%d idle, limit %d", idle, n)
+	}
+}
+
+func (b *bench) checkHost(h *host) {
+	cfg := b.p.cfg
+	if n := cfg.maxConnsPerHost; n > 0 && h.slots() > n {
+		b.t.Fatalf("%d slots of a host, limit %d", h.slots(), n)
+	}
+	if n := cfg.maxConns; n > 0 && b.p.all.slots() > n && h.slots() > 1 && b.p.all.slots() > n+len(b.p.hosts) {
+		b.t.Fatalf("%d slots, limit %d", b.p.all.slots(), n)
+	}
+	if n := cfg.maxIdlePerHost; n > 0 && h.idleConns.Len() > n {
+		b.t.Fatalf("%d idle of a host, limit %d", h.idleConns.Len(), n)
+	}
+	// Nobody waits without a reason.
+	full := cfg.maxConnsPerHost > 0 && h.slots() >= cfg.maxConnsPerHost
+	blocked := b.p.fullLocked() && h.slots() > 0
+	if h.starving.Len() > 0 && !full && !blocked {
+		b.t.Fatalf("%d requests starve although a dial is allowed: %+v", h.starving.Len(), h.tally)
+	}
+	if blocked && !full && h.starving.Len() > 0 && !h.blocked.Queued() {
+		b.t.Fatal("a host that is held back will not be told when a slot is free")
+	}
+	assigned := 0
+	for e := h.waiters.Front(); e != nil; e = e.Next() {
+		w := e.Value
+		if !w.fresh && h.idleConns.Len() > 0 {
+			b.t.Fatal("a request waits while a connection is idle")
+		}
+		if (w.dial == nil) != w.hungry.Queued() {
+			b.t.Fatal("a waiter has a dial and starves, or neither")
+		}
+		if w.dial != nil {
+			assigned++
+			if w.dial.waiter != w {
+				b.t.Fatal("a dial is for another waiter")
+			}
+		}
+	}
+	if h.starving.Len() > 0 && h.orphans.Len() > 0 {
+		b.t.Fatal("a request starves while a dial is under way for nobody")
+	}
+	given := 0
+	for d := range b.giveUp {
+		if d.host == h && slices.Contains(b.dials, d) {
+			given++
+		}
+	}
+	if h.dialing != assigned+h.orphans.Len()+given {
+		b.t.Fatalf("%d dials, for %d waiters, %d orphans, %d given up", h.dialing, assigned, h.orphans.Len(), given)
+	}
+}
+
+// step does one thing that op and pick choose.
+func (b *bench) step(op, pick byte) {
+	hosts := []string{"a", "b", "c"}
+	at := func(n int) int { return int(pick) % n }
+	switch {
+	case op < 70:
+		b.acquire(hosts[at(3)], pick > 240)
+	case op < 115 && len(b.dials) > 0:
+		b.dialed(b.dials[at(len(b.dials))], nil)
+	case op < 130 && len(b.dials) > 0:
+		b.dialed(b.dials[at(len(b.dials))], errors.New("refused"))
+	case op < 180 && len(b.leased) > 0:
+		b.release(b.leased[at(len(b.leased))], keptVerdict)
+	case op < 195 && len(b.leased) > 0:
+		b.release(b.leased[at(len(b.leased))], drop(CloseReason(1+pick%byte(numCloseReasons-1))))
+	case op < 210 && len(b.waiting) > 0:
+		b.abandon(b.waiting[at(len(b.waiting))])
+	case op < 240 && len(b.closing) > 0:
+		b.closed(b.closing[at(len(b.closing))])
+	case op < 244:
+		b.now = b.now.Add(time.Duration(pick) * 300 * time.Millisecond)
+		b.reap()
+	case op < 247:
+		if e := b.p.idleConns.Front(); e != nil {
+			b.take(b.p.peerGone(e.Value))
+		}
+	case op < 249 && len(b.leased) > 0:
+		b.take(b.p.peerGone(b.leased[at(len(b.leased))]))
+	case op < 251:
+		b.take(b.p.dropIdle(CloseIdleConns))
+	}
+}
+
+// settle brings everything to its end and checks that nothing is left.
+func (b *bench) settle() {
+	for range 100000 {
+		switch {
+		case len(b.dials) > 0:
+			b.dialed(b.dials[0], nil)
+		case len(b.closing) > 0:
+			b.closed(b.closing[0])
+		case len(b.leased) > 0:
+			b.release(b.leased[0], keptVerdict)
+		case len(b.waiting) > 0:
+			b.t.Fatalf("%d requests wait for ever", len(b.waiting))
+		default:
+			b.check()
+			b.take(b.p.shut(b.now))
+			for len(b.closing) > 0 {
+				b.closed(b.closing[0])
+			}
+			if len(b.p.hosts) != 0 || b.p.all.slots() != 0 || b.p.waiting != 0 || len(b.p.expiry) != 0 || b.p.blocked.Len() != 0 {
+				b.t.Fatalf("something is left: %+v", b.p.all)
+			}
+			return
+		}
+		b.check()
+	}
+	b.t.Fatal("it does not come to an end")
+}
+
+var benchConfigs = [][]Option{
+	{},
+	{WithMaxConnsPerHost(1)},
+	{WithMaxConnsPerHost(2), WithMaxWaiters(3)},
+	{WithMaxConns(2)},
+	{WithMaxConns(4), WithMaxConnsPerHost(2)},
+	{WithMaxIdleConnsPerHost(2), WithMaxIdleConns(3), WithIdleOrder(FIFO)},
+	{WithMaxRequestsPerConn(3), WithIdleConnTimeout(20 * time.Second), WithMaxConnLifetime(time.Minute)},
+	{WithDisableKeepAlives(true), WithMaxConnsPerHost(2)},
+}
+
+func TestPoolAgainstAModel(t *testing.T) {
+	for i, opts := range benchConfigs {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			for seed := range uint64(60) {
+				b := newBench(t, opts...)
+				b.rand = rand.New(rand.NewPCG(seed, uint64(i)))
+				for range 400 {
+					b.step(byte(b.rand.UintN(256)), byte(b.rand.UintN(256)))
+					b.check()
+				}
+				b.settle()
+			}
+		})
+	}
+}
+
+func FuzzPool(f *testing.F) {
+	f.Add(byte(1), []byte{0, 0, 0, 0, 100, 0, 200, 0, 210, 0})
+	f.Add(byte(3), []byte{0, 0, 0, 1, 0, 2, 100, 0, 100, 0, 100, 0, 0, 0, 0, 1, 150, 0, 150, 0})
+	f.Add(byte(4), []byte{0, 0, 0, 0, 0, 0, 120, 0, 200, 1, 100, 0, 185, 0, 220, 0})
+	f.Fuzz(func(t *testing.T, config byte, ops []byte) {
+		b := newBench(t, benchConfigs[int(config)%len(benchConfigs)]...)
+		for i := 0; i+1 < len(ops) && i < 2000; i += 2 {
+			b.step(ops[i], ops[i+1])
+			b.check()
+		}
+		b.settle()
+	})
+}
+
+func TestPoolReleaseGoesToTheOldestWaiter(t *testing.T) {
+	b := newBench(t, WithMaxConnsPerHost(1))
+	b.acquire("a", false)
+	c := b.dialed(b.dials[0], nil)
+	_, w1 := b.acquire("a", false)
+	_, w2 := b.acquire("a", false)
+	b.release(c, keptVerdict)
+	require.Equal(t, []*waiter{w2}, b.waiting, "first come, first served: %p", w1)
+	b.check()
+	b.abandon(w2)
+	b.settle()
+}
+
+func TestPoolDroppedConnLetsAWaiterDial(t *testing.T) {
+	b := newBench(t, WithMaxConnsPerHost(1))
+	b.acquire("a", false)
+	c := b.dialed(b.dials[0], nil)
+	b.acquire("a", false)
+	require.Empty(t, b.dials)
+	b.release(c, drop(CloseReadError))
+	require.Empty(t, b.dials, "the slot is free when the socket is closed")
+	b.closed(c)
+	require.Len(t, b.dials, 1)
+	b.settle()
+}
+
+func TestPoolCanceledWaitersLeaveOneDial(t *testing.T) {
+	b := newBench(t)
+	for range 200 {
+		b.acquire("a", false)
+	}
+	require.Len(t, b.dials, 200)
+	for len(b.waiting) > 0 {
+		b.abandon(b.waiting[b.rand.IntN(len(b.waiting))])
+		b.check()
+	}
+	require.Len(t, b.giveUp, 199)
+	b.acquire("a", false)
+	require.Len(t, b.dials, 200, "the next request takes over the dial that was left")
+	b.settle()
+}
+
+func TestPoolEvictsAnotherHostBeforeItMakesAnyoneWait(t *testing.T) {
+	b := newBench(t, WithMaxConns(3))
+	a := b.open("a", 2)
+	b.now = b.now.Add(time.Second)
+	b.open("b", 1)
+	b.acquire("b", false)
+	require.Empty(t, b.dials, "its idle connection serves")
+	b.acquire("b", false)
+	require.Equal(t, a[:1], b.closing, "the longest idle of any host makes room")
+	require.Equal(t, CloseEvicted, a[0].reason)
+	b.acquire("c", false)
+	require.Len(t, b.dials, 1, "the first connection of a host is always allowed")
+	b.settle()
+}
+
+func TestPoolIdleLimitKeepsTheReturningConn(t *testing.T) {
+	b := newBench(t, WithMaxIdleConnsPerHost(2))
+	c := b.open("a", 3)
+	require.Equal(t, c[:1], b.closing)
+	require.Equal(t, CloseHostIdleLimit, c[0].reason)
+	b.settle()
+}
+
+func TestPoolIdleOrder(t *testing.T) {
+	for _, tt := range []struct {
+		order IdleOrder
+		used  int
+	}{{LIFO, 1}, {FIFO, 10}} {
+		t.Run(tt.order.String(), func(t *testing.T) {
+			b := newBench(t, WithIdleOrder(tt.order))
+			b.open("a", 10)
+			used := map[*conn]int{}
+			for range 100 {
+				c, _ := b.acquire("a", false)
+				used[c]++
+				b.release(c, keptVerdict)
+			}
+			require.Len(t, used, tt.used)
+			for _, n := range used {
+				require.Equal(t, 100/tt.used, n)
+			}
+			b.settle()
+		})
+	}
+}
+
+func TestPoolReapAtIdleTimeout(t *testing.T) {
+	b := newBench(t, WithIdleConnTimeout(time.Minute))
+	b.open("a", 100)
+	require.Len(t, b.closing, 36, "the default idle limit")
+	for len(b.closing) > 0 {
+		b.closed(b.closing[0])
+	}
+	b.now = b.now.Add(time.Minute - 1)
+	b.reap()
+	require.Empty(t, b.closing)
+	b.now = b.now.Add(1)
+	b.reap()
+	require.Len(t, b.closing, 64)
+	b.settle()
+}
+
+func TestPoolDoesNotLendAnExpiredConn(t *testing.T) {
+	b := newBench(t, WithIdleConnTimeout(time.Minute))
+	c := b.open("a", 1)
+	b.now = b.now.Add(time.Minute)
+	b.acquire("a", false)
+	require.Equal(t, c, b.closing, "however late the timer")
+	require.Equal(t, CloseIdleTimeout, c[0].reason)
+	b.settle()
+}
+
+func TestPoolWallClock(t *testing.T) {
+	b := newBench(t, WithIdleConnTimeout(time.Minute))
+	b.now = time.Now()
+	c := b.open("a", 1)[0]
+	require.Equal(t, CloseNone, c.expired(b.now.Add(time.Second)))
+	slept := b.now.Round(0).Add(time.Hour) // the monotonic clock stood still
+	require.Equal(t, CloseIdleTimeout, c.expired(slept))
+	b.settle()
+}
+
+func TestPoolLifetimeAndJitter(t *testing.T) {
+	const life = 100 * time.Second
+	b := newBench(t, WithMaxConnLifetime(life), WithLifetimeJitter(0.2))
+	seconds := map[int]bool{}
+	for _, c := range b.open("a", 60) {
+		age := c.lifeEnd.Sub(b.now)
+		require.LessOrEqual(t, age, life, "jitter only ever shortens")
+		require.GreaterOrEqual(t, age, life*8/10)
+		seconds[int(age/time.Second)] = true
+	}
+	require.GreaterOrEqual(t, len(seconds), 10)
+	b.settle()
+}
+
+func TestPoolLifetimeAtHandOver(t *testing.T) {
+	b := newBench(t, WithMaxConnsPerHost(1), WithMaxConnLifetime(time.Minute), WithLifetimeJitter(0))
+	b.acquire("a", false)
+	c := b.dialed(b.dials[0], nil)
+	b.acquire("a", false)
+	b.now = b.now.Add(time.Minute)
+	b.release(c, keptVerdict)
+	require.Equal(t, []*conn{c}, b.closing, "also when somebody waits for it")
+	require.Equal(t, CloseLifetime, c.reason)
+	b.settle()
+}
+
+func TestPoolUnusedConnExpiresEarly(t *testing.T) {
+	b := newBench(t)
+	_, w := b.acquire("a", false)
+	b.abandon(w)
+	c := b.dialed(b.dials[0], nil)
+	require.Equal(t, b.now.Add(unusedIdleTimeout), c.expires)
+	b.settle()
+}
+
+func TestPoolBadMovePanics(t *testing.T) {
+	states := []connState{stateLeased, stateIdle, stateClosing, stateDetached, stateClosed}
+	allowed := 0
+	for _, from := range states {
+		for _, to := range states {
+			b := newBench(t)
+			c := b.open("a", 1)[0]
+			c.state = from
+			if mayBecome(from, to) {
+				allowed++
+				continue
+			}
+			require.Panics(t, func() { b.p.moveLocked(c, to) }, "%v -> %v", from, to)
+		}
+	}
+	require.Equal(t, 7, allowed, "the arrows in the picture above connState")
+}
+
+// TestPoolDoesNothingItself holds the rule that the pool decides and the
+// Transport acts (golang/go#79902: a Close under the lock stops every host).
+func TestPoolDoesNothingItself(t *testing.T) {
+	banned := []string{"Close", "Read", "Write", "SetDeadline", "SetReadDeadline", "SetWriteDeadline", "Interrupt", "Peek", "RoundTrip"}
+	for _, name := range []string{"pool.go", "expiry.go"} {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		require.NoError(t, err)
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.GoStmt:
+				t.Errorf("%s starts a goroutine", name)
+			case *ast.SelectorExpr:
+				if slices.Contains(banned, n.Sel.Name) {
+					t.Errorf("%s calls %s", name, n.Sel.Name)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func BenchmarkPoolAcquireRelease(b *testing.B) {
+	p := newBench(b)
+	p.open("a", 8)
+	now := time.Now()
+	want := want{key: key("a"), ctx: context.Background(), first: true}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for b.Loop() {
+		c, _, _, _ := p.p.acquire(now, want)
+		p.p.release(c, now, keptVerdict, true)
+	}
+}

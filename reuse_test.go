@@ -1,0 +1,186 @@
+package keepalive
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive/internal/wire"
+)
+
+func TestJudge(t *testing.T) {
+	header := func(kv ...string) http.Header {
+		h := http.Header{}
+		for i := 0; i < len(kv); i += 2 {
+			h.Add(kv[i], kv[i+1])
+		}
+		return h
+	}
+	type row struct {
+		name    string
+		minor   int
+		header  http.Header
+		framing wire.Framing
+		oddity  string
+		close   bool
+		noReuse bool
+		want    verdict
+	}
+	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
+	for _, tt := range []row{
+		{name: "plain", minor: 1, framing: wire.FramingLength, want: keep},
+		{name: "chunked", minor: 1, framing: wire.FramingChunked, want: keep},
+		{name: "no body", minor: 1, framing: wire.FramingNone, want: keep},
+		{name: "delimited by close", minor: 1, framing: wire.FramingClose, want: drop(CloseDelimited)},
+		{name: "oddity", minor: 1, oddity: "bare LF", want: drop(CloseProtocolError)},
+		{name: "oddity beats all", minor: 1, oddity: "bare LF", close: true, want: drop(CloseProtocolError)},
+		{name: "request close", minor: 1, close: true, want: drop(CloseClientRequest)},
+		{name: "context", minor: 1, noReuse: true, want: drop(CloseClientRequest)},
+		{name: "close", minor: 1, header: header("Connection", "close"), want: drop(CloseServerRequest)},
+		{name: "close in a list", minor: 1, header: header("Connection", "foo, close"), want: drop(CloseServerRequest)},
+		{name: "close in any case", minor: 1, header: header("Connection", "CLOSE,foo"), want: drop(CloseServerRequest)},
+		{name: "close in the second line", minor: 1, header: header("Connection", "foo", "Connection", "close"), want: drop(CloseServerRequest)},
+		{name: "close beats keep-alive", minor: 1, header: header("Connection", "keep-alive, close"), want: drop(CloseServerRequest)},
+		{name: "xclose is not close", minor: 1, header: header("Connection", "xclose"), want: keep},
+		{name: "1.0", minor: 0, want: drop(CloseServerRequest)},
+		{name: "1.0 keep-alive", minor: 0, header: header("Connection", "Keep-Alive"), want: keep},
+		{name: "1.0 keep-alive in a list", minor: 0, header: header("Connection", "foo, keep-alive"), want: keep},
+		{
+			name: "1.0 keep-alive, delimited by close", minor: 0, framing: wire.FramingClose,
+			header: header("Connection", "keep-alive"), want: drop(CloseDelimited),
+		},
+		{
+			name: "hint", minor: 1, header: header("Keep-Alive", "timeout=5, max=100"),
+			want: verdict{ReuseVerdict: ReuseVerdict{Keep: true, IdleTimeout: 4 * time.Second, MaxRequests: 100}},
+		},
+		{name: "timeout 0", minor: 1, header: header("Keep-Alive", "timeout=0"), want: drop(CloseServerRequest)},
+		{name: "max 0", minor: 1, header: header("Keep-Alive", "max=0"), want: drop(CloseMaxRequests)},
+		{name: "hint that says nothing", minor: 1, header: header("Keep-Alive", "foo"), want: keep},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.header == nil {
+				tt.header = http.Header{}
+			}
+			got := judge(answer{
+				resp:    &http.Response{ProtoMajor: 1, ProtoMinor: tt.minor, Header: tt.header},
+				framing: tt.framing, oddity: tt.oddity, reqClose: tt.close, noReuse: tt.noReuse,
+			})
+			require.Equal(t, tt.want, got)
+		})
+	}
+}
+
+func TestJudgeCountsTheRoundTrip(t *testing.T) {
+	resp := &http.Response{ProtoMajor: 1, ProtoMinor: 1, Header: http.Header{"Keep-Alive": {"timeout=1"}}}
+	require.Equal(t, 480*time.Millisecond, judge(answer{resp: resp, rtt: 20 * time.Millisecond}).IdleTimeout)
+	require.Equal(t, drop(CloseServerRequest), judge(answer{resp: resp, rtt: 500 * time.Millisecond}))
+}
+
+func TestJudgeEnd(t *testing.T) {
+	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
+	done := ending{bodyDone: true, requestSent: true}
+	for _, tt := range []struct {
+		name string
+		v    verdict
+		e    ending
+		want CloseReason
+	}{
+		{"complete", keep, done, CloseNone},
+		{"head says no", drop(CloseServerRequest), done, CloseServerRequest},
+		{"leftover", keep, ending{bodyDone: true, requestSent: true, leftover: true}, CloseProtocolError},
+		{"leftover beats the head", drop(CloseServerRequest), ending{bodyDone: true, leftover: true}, CloseProtocolError},
+		{"body unread", keep, ending{requestSent: true}, CloseUnreadBody},
+		{"request unsent", keep, ending{bodyDone: true}, CloseRequestUnsent},
+		{"interrupted", keep, ending{bodyDone: true, requestSent: true, interrupted: true}, CloseCanceled},
+	} {
+		t.Run(tt.name, func(t *testing.T) { require.Equal(t, tt.want, judgeEnd(tt.v, tt.e).reason) })
+	}
+}
+
+func TestStricter(t *testing.T) {
+	rules := verdict{ReuseVerdict: ReuseVerdict{Keep: true, IdleTimeout: time.Minute}}
+	require.Equal(t, CloseStrategy, rules.stricter(ReuseVerdict{}).reason)
+	require.Equal(t, time.Second, rules.stricter(ReuseVerdict{Keep: true, IdleTimeout: time.Second}).IdleTimeout)
+	require.Equal(t, time.Minute, rules.stricter(ReuseVerdict{Keep: true, IdleTimeout: time.Hour}).IdleTimeout, "never longer")
+	require.Equal(t, time.Minute, rules.stricter(ReuseVerdict{Keep: true}).IdleTimeout)
+	require.Equal(t, 3, rules.stricter(ReuseVerdict{Keep: true, MaxRequests: 3}).MaxRequests)
+}
+
+func TestParseKeepAlive(t *testing.T) {
+	timeout := func(d time.Duration) keepAliveHint { return keepAliveHint{timeout: d, hasTimeout: true} }
+	maxOf := func(n int) keepAliveHint { return keepAliveHint{max: n, hasMax: true} }
+	for _, tt := range []struct {
+		in   string
+		want keepAliveHint
+	}{
+		{"timeout=5", timeout(5 * time.Second)},
+		{"timeout=5, max=100", keepAliveHint{5 * time.Second, 100, true, true}},
+		{"max=100, timeout=5", keepAliveHint{5 * time.Second, 100, true, true}},
+		{"max=100;timeout=5", keepAliveHint{5 * time.Second, 100, true, true}},
+		{"Timeout = 5", timeout(5 * time.Second)},
+		{`TIMEOUT="5"`, timeout(5 * time.Second)},
+		{"timeout=2s", timeout(2 * time.Second)},
+		{"timeout=1.5", timeout(1500 * time.Millisecond)},
+		{"timeout=0", timeout(0)},
+		{"timeout=7, timeout=5", timeout(5 * time.Second)},
+		{"max=3, max=7", maxOf(3)},
+		{"max=0", maxOf(0)},
+		{"", keepAliveHint{}},
+		{"timeout", keepAliveHint{}},
+		{"timeout=", keepAliveHint{}},
+		{"timeout=-1", keepAliveHint{}},
+		{"timeout=abc", keepAliveHint{}},
+		{"timeout=1e9", keepAliveHint{}},
+		{"timeout=.", keepAliveHint{}},
+		{"timeout=99999999999999999999999", keepAliveHint{}},
+		{"max=99999999999999999999999", keepAliveHint{}},
+		{"max=-1", keepAliveHint{}},
+		{"max=1.5", keepAliveHint{}},
+		{"xtimeout=5", keepAliveHint{}},
+		{",,;,", keepAliveHint{}},
+	} {
+		t.Run(tt.in, func(t *testing.T) { require.Equal(t, tt.want, parseKeepAlive([]string{tt.in})) })
+	}
+	require.Equal(t, keepAliveHint{5 * time.Second, 9, true, true}, parseKeepAlive([]string{"timeout=5", "max=9"}), "two lines")
+}
+
+func FuzzParseKeepAlive(f *testing.F) {
+	for _, s := range []string{"timeout=5, max=100", `TIMEOUT = "2s";max=1`, "timeout=1.5.2", "max=-0", "=,=;", "timeout=\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		h := parseKeepAlive([]string{s})
+		if h.timeout < 0 || h.timeout > maxHint || h.max < 0 {
+			t.Fatalf("parseKeepAlive(%q) = %+v", s, h)
+		}
+		if !h.hasTimeout && h.timeout != 0 || !h.hasMax && h.max != 0 {
+			t.Fatalf("parseKeepAlive(%q) has a value without saying so: %+v", s, h)
+		}
+	})
+}
+
+func TestKeepAliveMargin(t *testing.T) {
+	for _, tt := range []struct{ timeout, want time.Duration }{
+		{time.Second, 500 * time.Millisecond},
+		{2 * time.Second, time.Second},
+		{5 * time.Second, time.Second},
+		{60 * time.Second, 6 * time.Second},
+		{time.Hour, 10 * time.Second},
+	} {
+		require.Equal(t, tt.want, keepAliveMargin(tt.timeout, 0), tt.timeout)
+		require.Equal(t, tt.want+time.Millisecond, keepAliveMargin(tt.timeout, time.Millisecond), tt.timeout)
+	}
+}
+
+func TestCloseReasonsHaveWords(t *testing.T) {
+	seen := map[string]bool{}
+	for r := range numCloseReasons {
+		s := r.String()
+		require.NotEmpty(t, s)
+		require.False(t, seen[s], s)
+		seen[s] = true
+	}
+	require.Equal(t, "unknown", numCloseReasons.String())
+}
