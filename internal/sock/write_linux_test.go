@@ -61,7 +61,7 @@ func TestWriteTimeoutProgress(t *testing.T) {
 // peer acknowledges: that is progress. (A full buffer that is then made small
 // takes nothing until it is nearly empty.)
 func TestWriteTimeoutAcknowledged(t *testing.T) {
-	const timeout = 120 * time.Millisecond
+	const timeout = 200 * time.Millisecond
 	c, server := narrow(t, 200<<10)
 	c.SetWriteTimeout(0)
 	require.NoError(t, c.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
