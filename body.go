@@ -72,7 +72,7 @@ func (b body) Close() error {
 // complete ends the exchange: its body has been read to the end.
 func (ex *exchange) complete() {
 	if !ex.released {
-		ex.finish(ending{
+		ex.finish(time.Now(), ending{
 			bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent(),
 		})
 	}
@@ -91,7 +91,7 @@ func (ex *exchange) failBody(err error) error {
 	e.Err, reason = ex.cause(err, CloseReadError, out)
 	ex.requestStopped()
 	ex.rd.Free()
-	ex.giveBack(drop(reason), true)
+	ex.giveBack(time.Now(), drop(reason), true)
 	if ex.closed.Load() {
 		return http.ErrBodyReadAfterClose
 	}
@@ -169,7 +169,7 @@ func (ex *exchange) drained() {
 func (ex *exchange) abandon() {
 	ex.requestStopped()
 	ex.rd.Free()
-	ex.finish(ending{requestSent: true})
+	ex.finish(time.Now(), ending{requestSent: true})
 }
 
 // upgraded is the body of a 101 answer: the connection itself, which is the

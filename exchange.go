@@ -26,9 +26,9 @@ type exchange struct {
 	rd *wire.Reader
 
 	start    time.Time // when it got the connection
-	reused   bool // it was not dialed for this request
-	gotFirst bool  // the trace has heard of the first byte
-	wrote0   int64 // the connection's counter at the start
+	reused   bool      // it was not dialed for this request
+	gotFirst bool      // the trace has heard of the first byte
+	wrote0   int64     // the connection's counter at the start
 	sender   *sender
 	// stopWatch ends the watch of the context.
 	stopWatch func() bool
@@ -62,12 +62,16 @@ type outcome struct {
 	again bool
 }
 
-func (t *Transport) newExchange(cl *call, c *conn) *exchange {
+// newExchange begins an exchange on c, which was leased at now.
+func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
 	c.served++
-	ex := &exchange{
-		t: t, cl: cl, c: c, start: time.Now(), reused: c.served > 1 || c.wasIdle,
-		wrote0: c.sc.BytesWritten(),
+	ex := &cl.one
+	if ex.t != nil {
+		ex = new(exchange)
 	}
+	ex.t, ex.cl, ex.c, ex.start = t, cl, c, now
+	ex.reused = c.served > 1 || c.wasIdle
+	ex.wrote0 = c.sc.BytesWritten()
 	ex.rd = wire.GetReader(c.nc)
 	c.sc.SetWriteTimeout(cl.limit.write)
 	if cl.ctx.Done() != nil {
@@ -339,7 +343,8 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 		return ex.upgrade(resp)
 	}
 	c.peer10 = !resp.ProtoAtLeast(1, 1)
-	ex.judge(head)
+	now := time.Now()
+	ex.judge(head, now)
 	if out := ex.askedAgain(resp); out != nil {
 		return nil, out
 	}
@@ -350,7 +355,7 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 	}
 	ex.body.Reset(ex.rd, head, &resp.Trailer)
 	if head.Framing == wire.FramingNone {
-		ex.finish(ending{bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent()})
+		ex.finish(now, ending{bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent()})
 		ex.rd.Free()
 		resp.Body = http.NoBody
 		return resp, nil
@@ -359,7 +364,7 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 	if (ex.sender == nil || ex.sender.isDone()) && ex.body.Whole() {
 		leftover := ex.body.WholeLeftover() > 0
 		ex.rd.Detach()
-		ex.finish(ending{bodyDone: true, leftover: leftover, requestSent: ex.requestSent()})
+		ex.finish(now, ending{bodyDone: true, leftover: leftover, requestSent: ex.requestSent()})
 	} else {
 		ex.setRead(deadline{})
 	}
@@ -412,8 +417,8 @@ func (ex *exchange) mayRepeat() bool {
 }
 
 // judge asks reuse.go, and the user's strategy, about the answer.
-func (ex *exchange) judge(head wire.Head) {
-	ex.c.sampleRTT(time.Since(ex.start))
+func (ex *exchange) judge(head wire.Head, now time.Time) {
+	ex.c.sampleRTT(now.Sub(ex.start))
 	ex.verdict = judge(answer{
 		resp: head.Response, framing: head.Framing, oddity: head.Oddity, rtt: ex.c.rtt,
 		reqClose: ex.cl.wantsClose(ex.c), noReuse: ex.cl.opts.noReuse,
@@ -447,12 +452,12 @@ func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
 
 // finish gives the connection back; nothing of the exchange touches it after.
 // The request is over with it.
-func (ex *exchange) finish(e ending) {
-	ex.giveBack(judgeEnd(ex.verdict, e), true)
+func (ex *exchange) finish(now time.Time, e ending) {
+	ex.giveBack(now, judgeEnd(ex.verdict, e), true)
 }
 
 // giveBack releases the connection with v. last says that the request is over.
-func (ex *exchange) giveBack(v verdict, last bool) {
+func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	ex.mu.Lock()
 	ex.released = true
 	if ex.interrupted && v.reason == CloseNone {
@@ -463,7 +468,7 @@ func (ex *exchange) giveBack(v verdict, last bool) {
 	}
 	ex.mu.Unlock()
 	ex.unwatch()
-	ex.t.release(ex.c, v, ex.cl, last)
+	ex.t.release(ex.c, now, v, ex.cl, last)
 	if last {
 		ex.cl.finish()
 	}
@@ -486,7 +491,7 @@ func (ex *exchange) stale(reason CloseReason) *outcome {
 	ex.c.served-- // it has not served this one
 	ex.t.pool.noteStale(ex.c.host)
 	ex.rd.Free()
-	ex.giveBack(drop(reason), false)
+	ex.giveBack(time.Now(), drop(reason), false)
 	return out
 }
 
@@ -507,7 +512,7 @@ func (ex *exchange) fail(phase Phase, err error) *outcome {
 	out.err = e
 	then, suspect := ex.suspicion(out, err, reason)
 	ex.rd.Free()
-	ex.giveBack(drop(reason), false)
+	ex.giveBack(time.Now(), drop(reason), false)
 	if suspect {
 		ex.t.perform(ex.t.pool.suspect(ex.c.host, then))
 	}

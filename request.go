@@ -33,8 +33,8 @@ type call struct {
 	wire  *http.Request           // as it is sent: req, or a copy without Expect
 	ctx   context.Context         //nolint:containedctx // of the request it stands for
 	end   context.CancelCauseFunc // of ctx, when it is our own
-	opts  requestOptions
-	limit timeouts
+	opts  *requestOptions         // never nil
+	limit *timeouts
 	key   hostkey.Key
 	trace *httptrace.ClientTrace
 	start time.Time
@@ -43,14 +43,19 @@ type call struct {
 	host, target string
 	// One of inline and body at most: a small body that was read already, or
 	// one that is to be streamed.
-	inline  *buffer
-	body    *requestBody
-	length  int64 // of the body; -1: unknown, in chunks
-	expect  bool  // Expect: 100-continue
-	gzip    bool  // ask for gzip, and unpack it
-	attempt int
-	retries int
-	counted bool // the pool has counted it as under way
+	inline    *buffer
+	body      *requestBody
+	length    int64 // of the body; -1: unknown, in chunks
+	expect    bool  // Expect: 100-continue
+	gzip      bool  // ask for gzip, and unpack it
+	asksClose bool  // the connection ends with this request
+	counted   bool  // the pool has counted it as under way
+	attempt   int
+	retries   int
+	// one is the exchange of the first attempt, so that a call and its
+	// exchange are one allocation. Nothing of it is used for another attempt:
+	// its sender may still be ending.
+	one exchange
 }
 
 // newCall checks req and takes it apart. The request body is still the
@@ -70,7 +75,7 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 	if err := t.checkProxy(req); err != nil {
 		return nil, err
 	}
-	cl := &call{t: t, req: req, wire: req, ctx: req.Context(), key: key, limit: t.cfg.timeouts, start: time.Now()}
+	cl := &call{t: t, req: req, wire: req, ctx: req.Context(), key: key, opts: &noOptions, limit: &t.cfg.timeouts, start: time.Now()}
 	if cl.host, cl.target, err = requestTarget(req); err != nil {
 		return nil, err
 	}
@@ -78,14 +83,27 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 		if len(o.errs) > 0 {
 			return nil, errors.Join(o.errs...)
 		}
-		cl.opts, cl.limit = *o, o.apply(cl.limit)
+		limit := o.apply(t.cfg.timeouts)
+		cl.opts, cl.limit = o, &limit
 	}
 	cl.trace = httptrace.ContextClientTrace(cl.ctx)
 	cl.hard = after(cl.start, cl.limit.request, ErrRequestTimeout)
 	cl.gzip = !t.cfg.disableCompression && req.Method != http.MethodHead &&
-		req.Header.Get("Accept-Encoding") == "" && req.Header.Get("Range") == ""
+		!has(req.Header, "Accept-Encoding") && !has(req.Header, "Range")
 	cl.expect = wire.HasToken(req.Header["Expect"], "100-continue")
+	cl.asksClose = req.Close || cl.opts.noReuse || wire.HasToken(req.Header["Connection"], "close") ||
+		// An upgrade needs its Connection: upgrade (net/http does the same).
+		t.cfg.disableKeepAlives && !wire.HasToken(req.Header["Connection"], "upgrade")
 	return cl, nil
+}
+
+// noOptions are those of a request whose context carries none.
+var noOptions requestOptions //nolint:gochecknoglobals // never changed
+
+// has reports whether the first value of a field is there and not empty.
+func has(h http.Header, name string) bool {
+	v := h[name]
+	return len(v) > 0 && v[0] != ""
 }
 
 // checkProxy refuses a request that would need a proxy.
@@ -287,15 +305,8 @@ func (cl *call) appendHead(dst []byte, c *conn) []byte {
 
 // wantsClose reports whether the request ends its connection c.
 func (cl *call) wantsClose(c *conn) bool {
-	cfg := cl.t.cfg
-	switch {
-	case cl.req.Close, cl.opts.noReuse, wire.HasToken(cl.req.Header["Connection"], "close"):
-		return true
-	case cfg.disableKeepAlives:
-		// An upgrade needs its Connection: upgrade (net/http does the same).
-		return !wire.HasToken(cl.req.Header["Connection"], "upgrade")
-	}
-	return cfg.maxRequestsPerConn > 0 && c.served >= cfg.maxRequestsPerConn
+	n := cl.t.cfg.maxRequestsPerConn
+	return cl.asksClose || n > 0 && c.served >= n
 }
 
 // withoutExpect makes the next attempt send its body without asking.

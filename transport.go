@@ -82,12 +82,12 @@ func (cl *call) run() (*http.Response, error) {
 	fresh := cl.opts.fresh
 	for first := true; ; first = false {
 		cl.attempt++
-		c, err := cl.acquire(dialCtx, fresh, first)
+		c, now, err := cl.acquire(dialCtx, fresh, first)
 		if err != nil {
 			return nil, cl.abort(err)
 		}
 		unused := c.served == 0 && !c.wasIdle
-		resp, out := cl.t.newExchange(cl, c).roundTrip(unused)
+		resp, out := cl.t.newExchange(cl, c, now).roundTrip(unused)
 		if out == nil {
 			return resp, nil
 		}
@@ -141,25 +141,29 @@ func (cl *call) failure(out *outcome) failure {
 	}
 }
 
-// acquire returns a connection that is leased to this call.
-func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, error) {
-	t := cl.t
+// acquire returns a connection that is leased to this call, and the time.
+func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Time, error) {
+	t, now := cl.t, cl.start
+	if !first {
+		now = time.Now()
+	}
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.key.Addr())
 	}
-	c, w, do, err := t.pool.acquire(time.Now(), want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
+	c, w, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
 	t.perform(do)
 	cl.counted = cl.counted || !errors.Is(err, ErrClosed)
 	if w != nil {
 		c, err = cl.wait(w)
+		now = time.Now()
 	}
 	if err != nil {
-		return nil, cl.error(PhaseAcquire, err)
+		return nil, now, cl.error(PhaseAcquire, err)
 	}
 	if cl.trace != nil && cl.trace.GotConn != nil {
 		cl.trace.GotConn(c.gotConn())
 	}
-	return c, nil
+	return c, now, nil
 }
 
 // wait waits for what w is granted.
@@ -245,11 +249,11 @@ func (c *conn) sampleRTT(d time.Duration) {
 }
 
 // release gives a leased connection back to the pool.
-func (t *Transport) release(c *conn, v verdict, cl *call, last bool) {
+func (t *Transport) release(c *conn, now time.Time, v verdict, cl *call, last bool) {
 	if v.reason == CloseNone && c.checkable && !c.sc.HasSocket() {
 		c.park(t.tasks.run, func() { t.perform(t.pool.peerGone(c)) })
 	}
-	reason, do := t.pool.release(c, time.Now(), v, last)
+	reason, do := t.pool.release(c, now, v, last)
 	if cl.trace != nil && cl.trace.PutIdleConn != nil && last {
 		var err error
 		if reason != CloseNone {

@@ -4,15 +4,17 @@ import (
 	"bufio"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -40,6 +42,7 @@ type Server struct {
 	done  chan struct{} // closed when the scenario is over
 	watch *time.Timer
 	wg    sync.WaitGroup
+	step  atomic.Int64 // of the client
 
 	mu    sync.Mutex // guards the rest
 	conns []net.Conn
@@ -143,6 +146,9 @@ func (s *Server) close() {
 func (s *Server) note(name, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for slices.ContainsFunc(s.facts, func(f [2]string) bool { return f[0] == name }) {
+		name += " again"
+	}
 	s.facts = append(s.facts, [2]string{name, value})
 }
 
@@ -169,8 +175,10 @@ type Exchange struct {
 	over     bool
 }
 
-func (x *Exchange) name(what string) string {
-	return fmt.Sprintf("server: connection %d request %d %s", x.Conn, x.N, what)
+// note notes a fact of the client's step; once more for each time that the
+// request was sent again.
+func (x *Exchange) note(what, value string) {
+	x.s.note(fmt.Sprintf("%d sent %s", x.s.step.Load(), what), value)
 }
 
 func (x *Exchange) readHead() bool {
@@ -184,17 +192,15 @@ func (x *Exchange) readHead() bool {
 	}
 	x.Head = b.String()
 	head := strings.ReplaceAll(x.Head, x.s.Addr, "ADDR")
-	x.s.note(x.name("head"), fmt.Sprintf("%q", head))
-	req, err := http.ReadRequest(bufio.NewReader(io.MultiReader(strings.NewReader(x.Head), x.br)))
-	if err != nil {
-		x.s.note(x.name("refused"), err.Error())
-		return false
+	on := "a new connection"
+	if x.N > 1 {
+		on = "a used connection"
 	}
-	// The buffer above would swallow what follows: parse the head alone, and
-	// the body from the connection's own reader.
-	req, err = http.ReadRequest(bufio.NewReader(strings.NewReader(x.Head)))
+	x.note("on", on)
+	x.note("head", fmt.Sprintf("%q", head))
+	req, err := http.ReadRequest(bufio.NewReader(strings.NewReader(x.Head)))
 	if err != nil {
-		x.s.note(x.name("refused"), err.Error())
+		x.note("refused", err.Error())
 		return false
 	}
 	x.Req = req
@@ -211,13 +217,10 @@ func (x *Exchange) Body() string {
 	var err error
 	switch {
 	case len(x.Req.TransferEncoding) > 0:
-		// Parse it behind a head that says no more than that.
-		var resp *http.Response
-		resp, err = http.ReadResponse(x.chunkedReader(), nil)
+		var trailer string
+		data, trailer, err = readChunked(x.br)
 		if err == nil {
-			data, err = io.ReadAll(resp.Body)
-			_ = resp.Body.Close()
-			x.s.note(x.name("trailer"), fmt.Sprintf("%q", resp.Trailer))
+			x.note("trailer", fmt.Sprintf("%q", trailer))
 		}
 	case x.Req.ContentLength > 0:
 		data = make([]byte, x.Req.ContentLength)
@@ -227,24 +230,42 @@ func (x *Exchange) Body() string {
 	}
 	if err != nil {
 		// How much of a broken body arrives is not fixed.
-		x.s.note(x.name("body"), "cut short")
+		x.note("body", "cut short")
 		x.over = true
 		return ""
 	}
-	x.s.note(x.name("body"), digest(data))
+	x.note("body", digest(data))
 	return string(data)
 }
 
-// chunkedReader puts the head of a chunked response before the request body. It
-// gives up no byte behind the body, as it reads single bytes.
-func (x *Exchange) chunkedReader() *bufio.Reader {
-	head := "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
-	if tr := x.Req.Trailer; len(tr) > 0 {
-		for k := range tr {
-			head += "Trailer: " + k + "\r\n"
+// readChunked reads a chunked body, and its trailer section as it stands.
+func readChunked(br *bufio.Reader) (data []byte, trailer string, err error) {
+	for {
+		line, err := br.ReadString('\n')
+		if err != nil {
+			return data, "", err
+		}
+		size, err := strconv.ParseUint(strings.TrimSuffix(line, "\r\n"), 16, 31)
+		if err != nil {
+			return data, "", err
+		}
+		if size == 0 {
+			break
+		}
+		chunk := make([]byte, size+2)
+		if _, err := io.ReadFull(br, chunk); err != nil {
+			return data, "", err
+		}
+		data = append(data, chunk[:size]...)
+	}
+	for !strings.HasSuffix("\r\n"+trailer, "\r\n\r\n") {
+		line, err := br.ReadString('\n')
+		trailer += line
+		if err != nil {
+			return data, trailer, err
 		}
 	}
-	return bufio.NewReader(io.MultiReader(strings.NewReader(head+"\r\n"), x.br))
+	return data, trailer, nil
 }
 
 // Write sends raw bytes.
@@ -317,5 +338,3 @@ func digest(b []byte) string {
 	_, _ = h.Write(b)
 	return fmt.Sprintf("%d bytes, sum %x", len(b), h.Sum64())
 }
-
-var errPatience = errors.New("difftest: waited too long") //nolint:gochecknoglobals // a constant

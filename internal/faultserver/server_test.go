@@ -70,6 +70,7 @@ func TestExchangesOnOneConnection(t *testing.T) {
 	require.Equal(t, Entry{Method: "POST", Path: "/a?q=1", Key: "k", ID: "7"}, s.Log()[0])
 	require.Equal(t, "POST /a?q=1 k 7", s.Log()[0].String())
 	require.Equal(t, []int{1, 0}, []int{s.Times("POST", "/a?q=1"), s.Times("POST", "/b")})
+	require.Equal(t, 1, s.Times("PUT", "/b"), "the first body was not discarded: %v", s.Log())
 
 	require.NoError(t, c.Close())
 	s.WaitOpen(1)
@@ -165,6 +166,23 @@ func TestCloseIdle(t *testing.T) {
 	s.WaitOpen(1)
 	s.ResetAll()
 	ended(t, busy, syscall.ECONNRESET)
+	s.WaitOpen(0)
+}
+
+// TestCloseIdleWhileTheScriptEnds has a client that is faster than the server.
+func TestCloseIdleWhileTheScriptEnds(t *testing.T) {
+	goOn := make(chan struct{})
+	s := New(t, func(x *Exchange) {
+		x.Reply(200, "")
+		<-goOn
+	})
+	c := dial(t, s.Addr)
+	send(t, c, get)
+	expect(t, c, Response(200, ""))
+	s.CloseIdle()
+	require.Equal(t, 1, s.Open())
+	close(goOn)
+	ended(t, c, nil)
 	s.WaitOpen(0)
 }
 
