@@ -171,10 +171,11 @@ func withTimeout(ctx context.Context, d time.Duration, cause error) (context.Con
 	return context.WithTimeoutCause(ctx, d, cause)
 }
 
-// phaseError returns err, or the timeout of our own that caused it.
+// phaseError returns err, or the timeout of our own that caused it; err itself
+// would look like the end of the user's context then.
 func phaseError(ctx context.Context, err, timeout error) error {
 	if errors.Is(context.Cause(ctx), timeout) {
-		return &marked{timeout.Error(), []error{timeout, err}}
+		return timeout
 	}
 	return err
 }

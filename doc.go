@@ -1,3 +1,77 @@
 // Package keepalive is an http.RoundTripper built around its pool of
-// persistent connections: a drop-in for *http.Transport in any http.Client.
+// persistent connections: a drop-in for *http.Transport in any http.Client,
+// for services that talk to the same HTTP/1.1 servers all day.
+//
+//	t, err := keepalive.New()
+//	client := t.Client()
+//
+// This version speaks HTTP/1.1 directly to the host: no HTTP/2, no proxies.
+//
+// # The road of a request
+//
+//	RoundTrip(req)
+//	  prepare    check the request before a byte is sent; find its pool key:
+//	             scheme, host, port, and what WithPoolKey adds
+//	  acquire    the newest idle connection, or one that becomes free, or a
+//	             dial: whichever comes first; the oldest waiter first
+//	  exchange   look whether the connection still lives, write the request,
+//	             read the head of the answer
+//	  decide     keep the connection or not, for how long, and why (reuse.go);
+//	             after a failure, send the request again or not (retry.go)
+//	  hand over  Response.Body owns the connection until its last byte; a body
+//	             that came whole with its head has none any more
+//	  release    to the oldest waiter, to the idle ones, or closed with a
+//	             CloseReason
+//
+// The goroutine of RoundTrip writes and reads itself. Goroutines of their own
+// have: a dial, a request body that is not small or not in memory, the rest of
+// a body that was closed early, an idle connection that hides its socket, and
+// one watcher that hears of idle connections whose peer is gone. Close waits
+// for all of them.
+//
+// # Owners
+//
+// A connection has one owner at a time. The states and moves are drawn above
+// connState (conn.go); pool.moveLocked makes every move, and one that is not
+// in the picture panics.
+//
+//	state     owner                     reads and writes   closes the socket
+//	leased    one exchange, then the    that exchange      that exchange, through
+//	          response body             or body            release
+//	idle      the pool                  nobody; a peek     nobody, until removed
+//	                                    only looks
+//	closing   whom the pool gave it to  nobody             that one, once, with
+//	                                                       no lock held
+//	detached  the user (101)            the user           the user
+//	closed    nobody                    nobody             nobody
+//
+// A slot, one unit of the limits, is taken with the dial and given back when
+// the socket is closed.
+//
+// # The lock
+//
+// pool.mu guards the pool, its hosts and waiters, and the fields of conn that
+// say so. It is a leaf: nothing that blocks and no code of a caller runs while
+// it is held, not even the Close of a socket. The pool decides and returns what
+// is to be dialed, closed or interrupted as a todo; Transport.perform carries it
+// out. Methods that need the lock held end in Locked.
+//
+// # Files
+//
+//	transport.go         New, RoundTrip and its steps, Shutdown, Close
+//	options.go           the options and their defaults; migrate.go: FromTransport
+//	pool.go, expiry.go   who may have a connection, and until when
+//	conn.go, dial.go     one connection; how it comes to be
+//	request.go, send.go  a request as it is sent; its body
+//	exchange.go          one request and its answer on one connection
+//	body.go, gzip.go     the answer's body, and a 101's connection
+//	reuse.go             may it be used again, and for how long (pure)
+//	retry.go             may the request be sent again (pure)
+//	timeout.go           the limits of one request; ContextWithOptions
+//	errors.go, stats.go  what went wrong, and what went on
+//	trace.go, tasks.go   httptrace hooks; goroutines that Close waits for
+//	internal/wire        bytes to net/http types and back
+//	internal/sock        sockets: peek, write and wait in one, the watcher
+//	internal/queue       the list of waiters and of idle connections
+//	internal/hostkey     the pool key
 package keepalive

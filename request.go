@@ -289,7 +289,9 @@ func (cl *call) appendHead(dst []byte, c *conn) []byte {
 	}
 	switch cfg := cl.t.cfg; {
 	case cl.wantsClose(c):
-		o.Connection = "close"
+		if !wire.HasToken(cl.req.Header["Connection"], "close") {
+			o.Connection = "close"
+		}
 	case cfg.keepAliveHeader && (c.served == 1 || c.peer10) && len(cl.req.Header["Connection"]) == 0:
 		o.Connection = "keep-alive"
 	}

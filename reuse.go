@@ -188,7 +188,6 @@ func drop(r CloseReason) verdict { return verdict{reason: r} }
 // RFC 9112 section 9.3. What the end of the exchange adds (leftover bytes,
 // unsent request, limits) is decided by judgeEnd and by the pool.
 func judge(a answer) verdict {
-	connection := a.resp.Header["Connection"]
 	switch {
 	case a.oddity != "":
 		return drop(CloseProtocolError)
@@ -196,9 +195,9 @@ func judge(a answer) verdict {
 		return drop(CloseClientRequest)
 	case a.framing == wire.FramingClose:
 		return drop(CloseDelimited)
-	case wire.HasToken(connection, "close"):
-		return drop(CloseServerRequest)
-	case !a.resp.ProtoAtLeast(1, 1) && !wire.HasToken(connection, "keep-alive"):
+	case a.resp.Close:
+		// Set by the parser for a "close" token, which it then takes out of
+		// the header as net/http does, and for HTTP/1.0 without "keep-alive".
 		return drop(CloseServerRequest)
 	}
 	h := parseKeepAlive(a.resp.Header["Keep-Alive"])

@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,61 +12,59 @@ import (
 )
 
 func TestJudge(t *testing.T) {
-	header := func(kv ...string) http.Header {
-		h := http.Header{}
-		for i := 0; i < len(kv); i += 2 {
-			h.Add(kv[i], kv[i+1])
-		}
-		return h
-	}
-	type row struct {
+	const length = "Content-Length: 1"
+	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
+	for _, tt := range []struct {
 		name    string
-		minor   int
-		header  http.Header
-		framing wire.Framing
-		oddity  string
+		status  string
+		lines   []string
 		close   bool
 		noReuse bool
 		want    verdict
-	}
-	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
-	for _, tt := range []row{
-		{name: "plain", minor: 1, framing: wire.FramingLength, want: keep},
-		{name: "chunked", minor: 1, framing: wire.FramingChunked, want: keep},
-		{name: "no body", minor: 1, framing: wire.FramingNone, want: keep},
-		{name: "delimited by close", minor: 1, framing: wire.FramingClose, want: drop(CloseDelimited)},
-		{name: "oddity", minor: 1, oddity: "bare LF", want: drop(CloseProtocolError)},
-		{name: "oddity beats all", minor: 1, oddity: "bare LF", close: true, want: drop(CloseProtocolError)},
-		{name: "request close", minor: 1, close: true, want: drop(CloseClientRequest)},
-		{name: "context", minor: 1, noReuse: true, want: drop(CloseClientRequest)},
-		{name: "close", minor: 1, header: header("Connection", "close"), want: drop(CloseServerRequest)},
-		{name: "close in a list", minor: 1, header: header("Connection", "foo, close"), want: drop(CloseServerRequest)},
-		{name: "close in any case", minor: 1, header: header("Connection", "CLOSE,foo"), want: drop(CloseServerRequest)},
-		{name: "close in the second line", minor: 1, header: header("Connection", "foo", "Connection", "close"), want: drop(CloseServerRequest)},
-		{name: "close beats keep-alive", minor: 1, header: header("Connection", "keep-alive, close"), want: drop(CloseServerRequest)},
-		{name: "xclose is not close", minor: 1, header: header("Connection", "xclose"), want: keep},
-		{name: "1.0", minor: 0, want: drop(CloseServerRequest)},
-		{name: "1.0 keep-alive", minor: 0, header: header("Connection", "Keep-Alive"), want: keep},
-		{name: "1.0 keep-alive in a list", minor: 0, header: header("Connection", "foo, keep-alive"), want: keep},
+	}{
+		{name: "length", lines: []string{length}, want: keep},
+		{name: "chunked", lines: []string{"Transfer-Encoding: chunked"}, want: keep},
+		{name: "no body", status: "HTTP/1.1 204 No Content", want: keep},
+		{name: "delimited by close", want: drop(CloseDelimited)},
+		{name: "folded line", lines: []string{length, "A: b\r\n c"}, want: drop(CloseProtocolError)},
+		{name: "HTTP/1.2", status: "HTTP/1.2 200 OK", lines: []string{length}, want: drop(CloseProtocolError)},
+		{name: "204 with a length", status: "HTTP/1.1 204 No Content", lines: []string{length}, want: drop(CloseProtocolError)},
+		{name: "oddity beats all", lines: []string{length, "A: b\r\n c"}, close: true, want: drop(CloseProtocolError)},
+		{name: "request close", lines: []string{length}, close: true, want: drop(CloseClientRequest)},
+		{name: "context", lines: []string{length}, noReuse: true, want: drop(CloseClientRequest)},
+		{name: "close", lines: []string{length, "Connection: close"}, want: drop(CloseServerRequest)},
+		{name: "close in a list", lines: []string{length, "Connection: foo, close"}, want: drop(CloseServerRequest)},
+		{name: "close in any case", lines: []string{length, "Connection: CLOSE,foo"}, want: drop(CloseServerRequest)},
+		{name: "close in the second line", lines: []string{length, "Connection: foo", "Connection: close"}, want: drop(CloseServerRequest)},
+		{name: "close beats keep-alive", lines: []string{length, "Connection: keep-alive, close"}, want: drop(CloseServerRequest)},
+		{name: "xclose is not close", lines: []string{length, "Connection: xclose"}, want: keep},
+		{name: "1.0", status: "HTTP/1.0 200 OK", lines: []string{length}, want: drop(CloseServerRequest)},
+		{name: "1.0 keep-alive", status: "HTTP/1.0 200 OK", lines: []string{length, "Connection: Keep-Alive"}, want: keep},
+		{name: "1.0 keep-alive in a list", status: "HTTP/1.0 200 OK", lines: []string{length, "Connection: foo, keep-alive"}, want: keep},
+		{name: "1.0 keep-alive and close", status: "HTTP/1.0 200 OK", lines: []string{length, "Connection: keep-alive, close"}, want: drop(CloseServerRequest)},
 		{
-			name: "1.0 keep-alive, delimited by close", minor: 0, framing: wire.FramingClose,
-			header: header("Connection", "keep-alive"), want: drop(CloseDelimited),
+			name: "1.0 keep-alive, delimited by close", status: "HTTP/1.0 200 OK",
+			lines: []string{"Connection: keep-alive"}, want: drop(CloseDelimited),
 		},
 		{
-			name: "hint", minor: 1, header: header("Keep-Alive", "timeout=5, max=100"),
+			name: "hint", lines: []string{length, "Keep-Alive: timeout=5, max=100"},
 			want: verdict{ReuseVerdict: ReuseVerdict{Keep: true, IdleTimeout: 4 * time.Second, MaxRequests: 100}},
 		},
-		{name: "timeout 0", minor: 1, header: header("Keep-Alive", "timeout=0"), want: drop(CloseServerRequest)},
-		{name: "max 0", minor: 1, header: header("Keep-Alive", "max=0"), want: drop(CloseMaxRequests)},
-		{name: "hint that says nothing", minor: 1, header: header("Keep-Alive", "foo"), want: keep},
+		{name: "timeout 0", lines: []string{length, "Keep-Alive: timeout=0"}, want: drop(CloseServerRequest)},
+		{name: "max 0", lines: []string{length, "Keep-Alive: max=0"}, want: drop(CloseMaxRequests)},
+		{name: "hint that says nothing", lines: []string{length, "Keep-Alive: foo"}, want: keep},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.header == nil {
-				tt.header = http.Header{}
+			if tt.status == "" {
+				tt.status = "HTTP/1.1 200 OK"
 			}
+			raw := strings.Join(append([]string{tt.status}, tt.lines...), "\r\n") + "\r\n\r\n"
+			rd := wire.GetReader(strings.NewReader(raw))
+			defer rd.Free()
+			head, err := wire.ReadHead(rd, "GET", 1<<20)
+			require.NoError(t, err)
 			got := judge(answer{
-				resp:    &http.Response{ProtoMajor: 1, ProtoMinor: tt.minor, Header: tt.header},
-				framing: tt.framing, oddity: tt.oddity, reqClose: tt.close, noReuse: tt.noReuse,
+				resp: head.Response, framing: head.Framing, oddity: head.Oddity, reqClose: tt.close, noReuse: tt.noReuse,
 			})
 			require.Equal(t, tt.want, got)
 		})

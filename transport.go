@@ -290,6 +290,7 @@ func (t *Transport) begin(do todo) {
 	for _, c := range do.interrupt {
 		c.cut.Store(true)
 		c.sc.Interrupt()
+		t.tasks.run(func() { _ = c.sc.Close() }) // its owner only lets go of it
 	}
 	for _, d := range do.dial {
 		t.tasks.run(func() { t.dial(d) })
