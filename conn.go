@@ -72,72 +72,87 @@ func mayBecome(from, to connState) bool {
 	return false
 }
 
-// conn is one persistent connection.
+// conn is one persistent connection. Its fields are ordered to make it small:
+// it is most of what an idle connection costs.
 type conn struct {
 	// Set when it is dialed; never changed.
-	sc  *sock.Conn // what we dialed, with a look at its socket
-	nc  net.Conn   // what HTTP is spoken over: sc, or TLS on it
-	tls *tls.ConnectionState
-	// checkable: it can be told whether the connection is alive. One that
-	// cannot is used once.
-	checkable bool
-	watched   bool   // known to the watcher
-	id        uint64 // unique in its Transport, the watcher's token
+	sc   *sock.Conn // what we dialed, with a look at its socket
+	nc   net.Conn   // what HTTP is spoken over: sc, or TLS on it
+	tls  *tls.ConnectionState
+	host *host
+	id   uint64 // unique in its Transport, the watcher's token
 
 	// Set by pool.adoptLocked; never changed.
-	host     *host
 	dialedAt time.Time
-	lifeEnd  time.Time // zero: none
+	life     time.Duration // how long after dialedAt it may be used; 0: any
 
 	// The owner's: of the exchange while leased.
-	served int // exchanges begun
 	parked *parkedRead
-	peer10 bool          // the peer answers in HTTP/1.0
 	rtt    time.Duration // the shortest round trip seen; 0: none
+	served int           // exchanges begun
 
 	// Guarded by pool.mu.
-	state          connState
 	inPool, inHost queue.Elem[*conn]
 	idleSince      time.Time
 	idleFor        time.Duration // how long it had been idle when it was leased
-	wasIdle        bool          // it has been idle before
-	expires        time.Time     // when idle; zero: never
-	expireReason   CloseReason
+	idleLimit      time.Duration // how long after idleSince it may be used; 0: any
 	hintIdle       time.Duration // the last answer's own limit; 0: none
+	lookAt         time.Duration // when reap looks at it, after pool.base
 	left           int           // requests it may still serve; -1: any
-	peerGone       bool
-	reason         CloseReason
-	heapIndex      int // in pool.expiry; -1: not there
-	lookAt         time.Time
+	heapIndex      int32         // in pool.expiry; -1: not there
 
 	// cut is set by Close before it interrupts the connection.
 	cut atomic.Bool
+
+	// checkable: it can be told whether the connection is alive. One that
+	// cannot is used once. watched: it is known to the watcher. Both are set
+	// when it is dialed.
+	checkable, watched bool
+	// peer10: the peer answers in HTTP/1.0. The owner's.
+	peer10 bool
+
+	// Guarded by pool.mu.
+	wasIdle     bool // it has been idle before
+	peerGone    bool
+	state       connState
+	limitReason CloseReason // what idleLimit stands for
+	reason      CloseReason
 }
 
 // setIdle notes that c is idle since now and when that ends. idleTimeout is
 // the pool's own limit. Guarded by pool.mu.
 func (c *conn) setIdle(now time.Time, idleTimeout time.Duration) {
-	limit := idleTimeout
-	if c.served == 0 && (limit == 0 || limit > unusedIdleTimeout) {
-		limit = unusedIdleTimeout
-	}
-	if c.hintIdle > 0 && (limit == 0 || c.hintIdle < limit) {
-		limit = c.hintIdle
-	}
 	c.idleSince = now
-	c.expires, c.expireReason = c.lifeEnd, CloseLifetime
-	if end := now.Add(limit); limit > 0 && (c.expires.IsZero() || end.Before(c.expires)) {
-		c.expires, c.expireReason = end, CloseIdleTimeout
+	c.idleLimit, c.limitReason = idleTimeout, CloseIdleTimeout
+	if c.served == 0 {
+		c.limitIdle(unusedIdleTimeout, CloseIdleTimeout)
+	}
+	if c.hintIdle > 0 {
+		c.limitIdle(c.hintIdle, CloseIdleTimeout)
+	}
+	if c.life > 0 {
+		// At least a nanosecond: 0 would mean no limit.
+		c.limitIdle(max(c.life-now.Sub(c.dialedAt), 1), CloseLifetime)
+	}
+}
+
+// limitIdle shortens how long c may stay idle.
+func (c *conn) limitIdle(d time.Duration, reason CloseReason) {
+	if c.idleLimit == 0 || d < c.idleLimit {
+		c.idleLimit, c.limitReason = d, reason
 	}
 }
 
 // expired returns why c may not be used at now, or CloseNone. The wall clock
 // counts too: it goes on while a laptop sleeps. Guarded by pool.mu.
 func (c *conn) expired(now time.Time) CloseReason {
-	if c.expires.IsZero() || now.Before(c.expires) && now.Round(0).Before(c.expires.Round(0)) {
+	if c.life > 0 && now.Sub(c.dialedAt) >= c.life {
+		return CloseLifetime
+	}
+	if c.idleLimit == 0 || now.Sub(c.idleSince) < c.idleLimit && now.Round(0).Sub(c.idleSince.Round(0)) < c.idleLimit {
 		return CloseNone
 	}
-	return c.expireReason
+	return c.limitReason
 }
 
 // check returns why c must not be used, before anything is written, or

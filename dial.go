@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"syscall"
 	"time"
 
 	"github.com/keepalive-http/keepalive/internal/hostkey"
@@ -26,7 +27,10 @@ func newDialer(cfg *config) *dialer {
 		cfg: cfg,
 		dialer: net.Dialer{
 			KeepAliveConfig: cfg.tcpKeepAlive,
-			Control:         sock.UserTimeoutControl(cfg.tcpUserTimeout),
+			ControlContext: func(ctx context.Context, network, _ string, c syscall.RawConn) error {
+				connecting(ctx)
+				return sock.SetUserTimeout(network, c, cfg.tcpUserTimeout)
+			},
 		},
 		tls: &tls.Config{}, //nolint:gosec // the default minimum version is the standard library's
 	}
@@ -118,20 +122,15 @@ func (d *dialer) connect(ctx context.Context, key hostkey.Key, dial dialFunc) (n
 	}
 	ctx, cancel := withTimeout(ctx, d.cfg.dialTimeout, ErrDialTimeout)
 	defer cancel()
-	var timer connectTimer
-	start := time.Now()
-	nc, err := dial(timer.on(ctx), "tcp", key.Addr())
+	timer := &connectTimer{Context: ctx, start: time.Now()}
+	nc, err := dial(timer, "tcp", key.Addr())
 	switch {
 	case err != nil:
 		return nil, 0, dialError(PhaseDial, key, phaseError(ctx, err, ErrDialTimeout))
 	case nc == nil:
 		return nil, 0, dialError(PhaseDial, key, errors.New("the dial function returned no connection"))
 	}
-	took := timer.sample()
-	if took == 0 {
-		took = time.Since(start)
-	}
-	return nc, took, nil
+	return nc, timer.sample(), nil
 }
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -21,16 +21,16 @@ const reapSlack = 20 * time.Millisecond
 type expiryHeap []*conn
 
 func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].lookAt.Before(h[j].lookAt) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].lookAt < h[j].lookAt }
 func (h expiryHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].heapIndex, h[j].heapIndex = i, j
+	h[i].heapIndex, h[j].heapIndex = int32(i), int32(j) //nolint:gosec // no more connections than descriptors
 }
 
 // Push is for container/heap.
 func (h *expiryHeap) Push(x any) {
 	c, _ := x.(*conn)
-	c.heapIndex = len(*h)
+	c.heapIndex = int32(len(*h)) //nolint:gosec // see Swap
 	*h = append(*h, c)
 }
 
@@ -44,17 +44,26 @@ func (h *expiryHeap) Pop() any {
 	return c
 }
 
+// expiresAt returns when c expires, after pool.base; 0 means never.
+func (p *pool) expiresAt(c *conn) time.Duration {
+	if c.idleLimit == 0 {
+		return 0
+	}
+	return max(c.idleSince.Sub(p.base)+c.idleLimit, 1)
+}
+
 // scheduleLocked makes sure that reap looks at c when it expires.
 func (p *pool) scheduleLocked(c *conn, now time.Time) {
+	at := p.expiresAt(c)
 	switch {
-	case c.expires.IsZero():
+	case at == 0:
 		return
 	case c.heapIndex < 0:
-		c.lookAt = c.expires
+		c.lookAt = at
 		heap.Push(&p.expiry, c)
-	case c.expires.Before(c.lookAt):
-		c.lookAt = c.expires
-		heap.Fix(&p.expiry, c.heapIndex)
+	case at < c.lookAt:
+		c.lookAt = at
+		heap.Fix(&p.expiry, int(c.heapIndex))
 	}
 	p.armLocked(now)
 }
@@ -62,11 +71,11 @@ func (p *pool) scheduleLocked(c *conn, now time.Time) {
 // unscheduleLocked forgets c.
 func (p *pool) unscheduleLocked(c *conn) {
 	if c.heapIndex >= 0 {
-		heap.Remove(&p.expiry, c.heapIndex)
+		heap.Remove(&p.expiry, int(c.heapIndex))
 	}
 	if len(p.expiry) == 0 && p.timer != nil {
 		p.timer.Stop()
-		p.wakeAt = time.Time{}
+		p.wakeAt = 0
 	}
 }
 
@@ -77,11 +86,11 @@ func (p *pool) armLocked(now time.Time) {
 		return
 	}
 	at := p.expiry[0].lookAt
-	if !p.wakeAt.IsZero() && !at.Before(p.wakeAt) {
+	if p.wakeAt != 0 && at >= p.wakeAt {
 		return
 	}
 	p.wakeAt = at
-	d := max(at.Sub(now), 0)
+	d := max(at-now.Sub(p.base), 0)
 	d += min(reapSlack, d/20)
 	if p.timer == nil {
 		p.timer = time.AfterFunc(d, p.onTimer)
@@ -97,20 +106,24 @@ func (p *pool) reap(now time.Time) (do todo, more bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for range reapBatch {
-		if len(p.expiry) == 0 || p.expiry[0].lookAt.After(now) {
-			p.wakeAt = time.Time{}
+		if len(p.expiry) == 0 || p.expiry[0].lookAt > now.Sub(p.base) {
+			p.wakeAt = 0
 			p.armLocked(now)
 			return do, false
 		}
 		c := p.expiry[0]
+		reason := CloseNone
+		if c.state == stateIdle {
+			reason = c.expired(now)
+		}
 		switch {
-		case c.state != stateIdle:
-			heap.Pop(&p.expiry) // scheduled again when it becomes idle
-		case c.expired(now) != CloseNone:
-			p.dropLocked(c, c.expired(now), &do)
-		default:
-			c.lookAt = c.expires
+		case reason != CloseNone:
+			p.dropLocked(c, reason, &do)
+		case c.state == stateIdle && p.expiresAt(c) != 0:
+			c.lookAt = p.expiresAt(c)
 			heap.Fix(&p.expiry, 0)
+		default:
+			heap.Pop(&p.expiry) // scheduled again when it becomes idle
 		}
 	}
 	return do, true

@@ -31,6 +31,7 @@ type pool struct {
 	cfg *config // set in newPool; never changed
 	// onTimer runs in the timer's goroutine. Set in newPool; never changed.
 	onTimer func()
+	base    time.Time // moments are kept as durations since; never changed
 
 	// mu guards every field below, every host, waiter and dial, and every
 	// conn's guarded fields. It is a leaf: nothing that blocks, and no
@@ -58,8 +59,8 @@ type pool struct {
 	budget retryBudget
 
 	expiry expiryHeap
-	timer  *time.Timer // made when first needed
-	wakeAt time.Time   // when timer fires; zero: it is not set
+	timer  *time.Timer   // made when first needed
+	wakeAt time.Duration // when timer fires, after base; 0: it is not set
 }
 
 type poolPhase uint8
@@ -135,7 +136,7 @@ type want struct {
 
 func newPool(cfg *config, onTimer func()) *pool {
 	return &pool{
-		cfg: cfg, onTimer: onTimer,
+		cfg: cfg, onTimer: onTimer, base: time.Now(),
 		hosts:   make(map[hostkey.Key]*host),
 		watched: make(map[uint64]*conn),
 		budget:  retryBudget{share: cfg.retry.Budget},
@@ -408,7 +409,7 @@ func (p *pool) adoptLocked(h *host, c *conn, now time.Time) {
 	}
 	if l := p.cfg.maxLifetime; l > 0 {
 		l -= time.Duration(rand.Float64() * p.cfg.lifetimeJitter * float64(l)) //nolint:gosec // no secret
-		c.lifeEnd = now.Add(l)
+		c.life = max(l, 1) // 0 would mean none
 	}
 	p.leased.Push(&c.inPool)
 	h.inUse++

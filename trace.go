@@ -6,6 +6,7 @@ import (
 	"net/http/httptrace"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -100,36 +101,34 @@ func (c untraced) Value(key any) any {
 	return v
 }
 
-// connectTimer measures how long the TCP connection took, without the name
-// resolution before it: a sample of the round trip.
+// connectTimer is the context of a dial that notes when the first TCP
+// connection is begun, behind the name resolution: what it takes from there is
+// a sample of the round trip.
 type connectTimer struct {
-	mu    sync.Mutex
-	start map[string]time.Time
-	took  time.Duration
+	context.Context
+	begun atomic.Int64 // nanoseconds since start
+	start time.Time
 }
 
-// on returns ctx with hooks that feed m.
-func (m *connectTimer) on(ctx context.Context) context.Context {
-	m.start = make(map[string]time.Time, 1)
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		ConnectStart: func(network, addr string) {
-			m.mu.Lock()
-			m.start[network+addr] = time.Now()
-			m.mu.Unlock()
-		},
-		ConnectDone: func(network, addr string, err error) {
-			m.mu.Lock()
-			if err == nil {
-				m.took = time.Since(m.start[network+addr])
-			}
-			m.mu.Unlock()
-		},
-	})
+type connectTimerKey struct{}
+
+func (m *connectTimer) Value(key any) any {
+	if _, ok := key.(connectTimerKey); ok {
+		return m
+	}
+	return m.Context.Value(key)
 }
 
-// sample returns the time of the connect that succeeded, 0 if none was seen.
+// connecting is called by the dialer with each socket that it is about to
+// connect.
+func connecting(ctx context.Context) {
+	if m, ok := ctx.Value(connectTimerKey{}).(*connectTimer); ok {
+		m.begun.CompareAndSwap(0, max(int64(time.Since(m.start)), 1))
+	}
+}
+
+// sample returns the round trip of a dial that has just succeeded. Of a user's
+// dial function it is all the time that it took.
 func (m *connectTimer) sample() time.Duration {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.took
+	return time.Since(m.start) - time.Duration(m.begun.Load())
 }

@@ -28,10 +28,11 @@ const (
 )
 
 // platform is the part of a Conn that works on its socket. The two callbacks
-// are made once, in initPlatform, so that no call allocates.
+// are made once, so that no call allocates: turn in initPlatform, look when it
+// is first needed, as most connections never do.
 type platform struct {
-	look   func(fd uintptr)
-	looked State // Guarded by Conn.mu.
+	look   func(fd uintptr) // Guarded by Conn.mu.
+	looked State            // Guarded by Conn.mu.
 
 	// The step under way: WriteRead or TryRead, which are reads, so there is
 	// one at most. The buffers are let go when it ends.
@@ -46,7 +47,6 @@ type platform struct {
 }
 
 func (c *Conn) initPlatform() {
-	c.look = func(fd uintptr) { c.looked = peek(fd) }
 	if c.direct {
 		c.turn = c.step
 	}
@@ -61,6 +61,9 @@ func (c *Conn) Peek() State {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.look == nil {
+		c.look = func(fd uintptr) { c.looked = peek(fd) }
+	}
 	// Control, not Read: RawConn.Read would wait for a reader that is parked.
 	if c.raw.Control(c.look) != nil {
 		return Ended

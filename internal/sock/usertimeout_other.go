@@ -7,7 +7,5 @@ import (
 	"time"
 )
 
-// UserTimeoutControl returns nil: only Linux has TCP_USER_TIMEOUT.
-func UserTimeoutControl(time.Duration) func(network, address string, c syscall.RawConn) error {
-	return nil
-}
+// SetUserTimeout does nothing: only Linux has TCP_USER_TIMEOUT.
+func SetUserTimeout(string, syscall.RawConn, time.Duration) error { return nil }
