@@ -88,7 +88,7 @@ func (ex *exchange) failBody(err error) error {
 	out := &outcome{gotByte: true}
 	e := ex.error(PhaseBody, nil)
 	var reason CloseReason
-	e.Err, reason = ex.cause(err, CloseReadError, out)
+	reason, e.Err = ex.cause(err, CloseReadError, out)
 	ex.requestStopped()
 	ex.rd.Free()
 	ex.giveBack(time.Now(), drop(reason), true)

@@ -32,7 +32,7 @@ func newDialer(cfg *config) *dialer {
 				return sock.SetUserTimeout(network, c, cfg.tcpUserTimeout)
 			},
 		},
-		tls: &tls.Config{}, //nolint:gosec // the default minimum version is the standard library's
+		tls: &tls.Config{},
 	}
 	if !cfg.tcpKeepAlive.Enable {
 		d.dialer.KeepAlive = -1

@@ -64,7 +64,7 @@ func (e timeoutError) Error() string   { return string(e) }
 func (e timeoutError) Timeout() bool   { return true }
 func (e timeoutError) Temporary() bool { return true }
 func (e timeoutError) Is(target error) bool {
-	return target == os.ErrDeadlineExceeded //nolint:errorlint // Is compares identities by contract.
+	return target == os.ErrDeadlineExceeded
 }
 
 // Phase says how far a request had come.

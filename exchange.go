@@ -3,7 +3,6 @@ package keepalive
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -49,17 +48,6 @@ type exchange struct {
 	readMu  sync.Mutex
 	bodyErr error
 	closed  atomic.Bool // Close was called
-}
-
-// outcome is what an attempt came to without a response.
-type outcome struct {
-	err      *Error
-	stale    bool // found dead before anything was written
-	gotByte  bool // a byte of an answer was read
-	bodyErr  bool // the request body failed
-	canceled bool // the context, or Close, ended it
-	// again: the answer itself asks for another attempt.
-	again bool
 }
 
 // newExchange begins an exchange on c, which was leased at now.
@@ -240,37 +228,26 @@ func (ex *exchange) traceWrote() {
 	}
 }
 
-// awaitHead reads up to the head of the final answer.
+// awaitHead reads up to the head of the final answer, and sends a body that
+// waits for 100 Continue when its time has come.
 func (ex *exchange) awaitHead() (wire.Head, error) {
-	cl := ex.cl
-	waiting := ex.waitsForContinue()
-	if waiting {
-		if t := cl.trace; t != nil && t.Wait100Continue != nil {
-			t.Wait100Continue()
-		}
-		ex.setHeaderDeadline(cl.limit.expectContinue, errExpectTimeout)
-	}
+	waiting := ex.beginWait()
 	limit, interim := ex.t.cfg.maxHeaderBytes, 0
 	for {
 		head, err := ex.readHead(limit)
-		if err != nil && waiting && ex.expectTimedOut(err) {
-			waiting = false
-			ex.goAhead()
-			continue
-		}
-		if err != nil {
-			return head, err
-		}
-		code := head.Response.StatusCode
-		if code >= 200 || code == http.StatusSwitchingProtocols {
-			ex.mu.Lock()
-			ex.inHeader = false
-			ex.mu.Unlock()
+		if err == nil && isFinal(head) {
+			ex.endHeader()
 			return head, nil
 		}
-		if code == http.StatusContinue && waiting {
+		if waiting && (err == nil && head.Response.StatusCode == http.StatusContinue || ex.expectTimedOut(err)) {
 			waiting = false
-			ex.goAhead()
+			ex.setRead(deadline{})
+			ex.startSender()
+		} else if err != nil {
+			return head, err
+		}
+		if err != nil {
+			continue // only the wait for 100 Continue is over
 		}
 		watched, err := ex.interim(head)
 		if err != nil {
@@ -285,6 +262,30 @@ func (ex *exchange) awaitHead() (wire.Head, error) {
 	}
 }
 
+// beginWait begins the wait for 100 Continue, and reports whether there is one.
+func (ex *exchange) beginWait() bool {
+	if !ex.waitsForContinue() {
+		return false
+	}
+	if t := ex.cl.trace; t != nil && t.Wait100Continue != nil {
+		t.Wait100Continue()
+	}
+	ex.setHeaderDeadline(ex.cl.limit.expectContinue, errExpectTimeout)
+	return true
+}
+
+func isFinal(head wire.Head) bool {
+	code := head.Response.StatusCode
+	return code >= 200 || code == http.StatusSwitchingProtocols
+}
+
+// endHeader notes that the head of the final answer has arrived.
+func (ex *exchange) endHeader() {
+	ex.mu.Lock()
+	ex.inHeader = false
+	ex.mu.Unlock()
+}
+
 // errExpectTimeout never reaches the user.
 var errExpectTimeout error = timeoutError("no 100 Continue")
 
@@ -292,13 +293,7 @@ var errExpectTimeout error = timeoutError("no 100 Continue")
 func (ex *exchange) expectTimedOut(err error) bool {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return isTimeout(err) && !ex.interrupted && ex.readEnd.err == errExpectTimeout //nolint:errorlint // identity
-}
-
-// goAhead sends the body that waited for 100 Continue.
-func (ex *exchange) goAhead() {
-	ex.setRead(deadline{})
-	ex.startSender()
+	return err != nil && isTimeout(err) && !ex.interrupted && errors.Is(ex.readEnd.err, errExpectTimeout)
 }
 
 // readHead reads one head, an interim or the final one.
@@ -384,44 +379,12 @@ func (ex *exchange) requestSent() bool {
 	return ex.sender.finish()
 }
 
-// askedAgain handles two answers that mean that the request was not looked at,
-// where repeating it is safe; nil for all others.
-//
-//	408 with close, on a reused connection   the server gave up waiting before it
-//	                                         saw the request (RFC 9110 section 15.5.9)
-//	417, nothing of the body sent            once more without Expect (section 10.1.1)
-func (ex *exchange) askedAgain(resp *http.Response) *outcome {
-	cl := ex.cl
-	switch {
-	case resp.StatusCode == http.StatusExpectationFailed && ex.waitsForContinue() && ex.sender == nil &&
-		!cl.body.touched && !cl.opts.noRetry:
-		cl.withoutExpect()
-		out := ex.fail(PhaseHeader, errors.New("417 Expectation Failed"))
-		out.again = true
-		return out
-	case resp.StatusCode == http.StatusRequestTimeout && ex.reused && ex.verdict.reason == CloseServerRequest &&
-		ex.mayRepeat():
-		ex.rd.Free()
-		ex.rd = wire.GetReader(nil) // what it said is no answer
-		return ex.fail(PhaseHeader, io.EOF)
-	}
-	return nil
-}
-
-// mayRepeat reports whether the request would be sent again if the connection
-// had ended without an answer.
-func (ex *exchange) mayRepeat() bool {
-	out := &outcome{err: ex.error(PhaseHeader, ErrServerClosedIdle)}
-	d := decideRetry(ex.cl.failure(out), ex.t.cfg.retry, ex.cl.retries)
-	return d.again && !d.budgeted
-}
-
 // judge asks reuse.go, and the user's strategy, about the answer.
 func (ex *exchange) judge(head wire.Head, now time.Time) {
 	ex.c.sampleRTT(now.Sub(ex.start))
 	ex.verdict = judge(answer{
 		resp: head.Response, framing: head.Framing, oddity: head.Oddity, rtt: ex.c.rtt,
-		reqClose: ex.cl.wantsClose(ex.c), noReuse: ex.cl.opts.noReuse,
+		last: ex.cl.lastOn(ex.c),
 	})
 	if s := ex.t.cfg.reuse; s != nil && ex.verdict.Keep {
 		ex.verdict = ex.verdict.stricter(s.Reuse(head.Response, ex.c.info(), ex.verdict.ReuseVerdict))
@@ -479,117 +442,4 @@ func (ex *exchange) unwatch() {
 		ex.stopWatch()
 		ex.stopWatch = nil
 	}
-}
-
-// stale ends an exchange whose connection was found dead, or with bytes that
-// nobody asked for, before anything was written.
-func (ex *exchange) stale(reason CloseReason) *outcome {
-	out := &outcome{stale: true, err: ex.error(PhaseWrite, ErrServerClosedIdle)}
-	if err := ex.cl.contextEnded(); err != nil {
-		out.err.Err, out.canceled = err, true
-	}
-	ex.c.served-- // it has not served this one
-	ex.t.pool.noteStale(ex.c.host)
-	ex.rd.Free()
-	ex.giveBack(time.Now(), drop(reason), false)
-	return out
-}
-
-// fail ends an exchange that failed in phase with err.
-func (ex *exchange) fail(phase Phase, err error) *outcome {
-	gotByte := ex.rd.Total() > 0
-	ex.sender.stopEarly()
-	reason := CloseReadError
-	if phase == PhaseWrite {
-		reason = CloseWriteError
-	}
-	out := &outcome{gotByte: gotByte}
-	e := ex.error(phase, nil)
-	e.Err, reason = ex.cause(err, reason, out)
-	if s := ex.sender; s != nil && phase == PhaseHeader && !gotByte && !(s.isDone() && s.err == nil) {
-		e.Phase = PhaseWrite // it was still being sent
-	}
-	out.err = e
-	then, suspect := ex.suspicion(out, err, reason)
-	ex.rd.Free()
-	ex.giveBack(time.Now(), drop(reason), false)
-	if suspect {
-		ex.t.perform(ex.t.pool.suspect(ex.c.host, then))
-	}
-	return out
-}
-
-// suspicion says since when other idle connections of the host must have been
-// idle to be dropped too, after a failure on a reused one: those that have
-// been idle at least as long as a stale one, and those that have not been
-// used since a request began that got no byte of an answer.
-func (ex *exchange) suspicion(out *outcome, err error, reason CloseReason) (then time.Time, ok bool) {
-	switch {
-	case !ex.reused || out.gotByte:
-		return time.Time{}, false
-	case reason == CloseTimeout, out.canceled && errors.Is(out.err.Err, context.DeadlineExceeded):
-		return ex.start, true
-	case isEnd(err) && !out.canceled:
-		return ex.start.Add(-ex.c.idleFor), true
-	}
-	return time.Time{}, false
-}
-
-// cause names the cause of err and the reason to close. What we did ourselves
-// comes first: it is why the connection failed, whatever form that took.
-func (ex *exchange) cause(err error, reason CloseReason, out *outcome) (error, CloseReason) {
-	ex.mu.Lock()
-	interrupted, end := ex.interrupted, ex.readEnd.err
-	ex.mu.Unlock()
-	s := ex.sender
-	ctxErr := ex.cl.contextEnded()
-	switch {
-	case ex.c.cut.Load():
-		out.canceled = true
-		return ErrClosed, CloseTransportClosed
-	case ex.closed.Load():
-		return http.ErrBodyReadAfterClose, CloseUnreadBody
-	case s != nil && s.isDone() && s.bodyErr:
-		out.bodyErr = true
-		return s.err, CloseWriteError
-	case interrupted && ctxErr != nil, isTimeout(err) && ctxErr != nil:
-		out.canceled = true
-		return ctxErr, CloseCanceled
-	case isTimeout(err):
-		if s != nil && s.isDone() && s.err != nil && isTimeout(s.err) {
-			return writeTimeout(s.err), CloseTimeout
-		}
-		if end == nil || reason == CloseWriteError && !errors.Is(end, ErrRequestTimeout) {
-			return writeTimeout(err), CloseTimeout
-		}
-		if !isTimeout(end) {
-			return end, CloseWriteError // the write had failed, and no answer came
-		}
-		return end, CloseTimeout
-	}
-	if s != nil && s.isDone() && s.err != nil && isEnd(err) {
-		err = &marked{s.err.Error(), []error{s.err, err}}
-	}
-	if isMalformed(err) || errors.Is(err, wire.ErrHeadTooLarge) {
-		reason = CloseProtocolError
-	}
-	return endError(err, ex.reused, out.gotByte), reason
-}
-
-func writeTimeout(err error) error {
-	return &marked{ErrWriteTimeout.Error(), []error{ErrWriteTimeout, err}}
-}
-
-// error makes the error of this exchange.
-func (ex *exchange) error(phase Phase, cause error) *Error {
-	c := ex.c
-	e := &Error{
-		Phase: phase, Host: c.host.name, RemoteAddr: remote(c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
-		Served: c.served - 1, BytesWritten: c.sc.BytesWritten() - ex.wrote0, BytesRead: ex.rd.Total(),
-		Attempts: ex.cl.attempt, Elapsed: time.Since(ex.cl.start), Err: cause,
-	}
-	if ex.reused {
-		e.IdleTime = c.idleFor
-	}
-	return e
 }

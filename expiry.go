@@ -20,11 +20,13 @@ const reapSlack = 20 * time.Millisecond
 // heap operation.
 type expiryHeap []*conn
 
-func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].lookAt < h[j].lookAt }
-func (h expiryHeap) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].heapIndex, h[j].heapIndex = int32(i), int32(j) //nolint:gosec // no more connections than descriptors
+// Len, Less and Swap are for container/heap.
+func (h *expiryHeap) Len() int           { return len(*h) }
+func (h *expiryHeap) Less(i, j int) bool { return (*h)[i].lookAt < (*h)[j].lookAt }
+func (h *expiryHeap) Swap(i, j int) {
+	s := *h
+	s[i], s[j] = s[j], s[i]
+	s[i].heapIndex, s[j].heapIndex = int32(i), int32(j) //nolint:gosec // no more connections than descriptors
 }
 
 // Push is for container/heap.

@@ -48,7 +48,7 @@ func cheapServer() {
 }
 
 // bigSize makes the server answer with a body of that size instead.
-var bigSize, _ = strconv.Atoi(os.Getenv(serverEnv)) //nolint:gochecknoglobals // of the server process
+var bigSize, _ = strconv.Atoi(os.Getenv(serverEnv))
 
 const smallAnswer = "HTTP/1.1 200 OK\r\nServer: bench\r\nDate: Mon, 02 Jan 2006 15:04:05 GMT\r\n" +
 	"Content-Type: text/plain; charset=utf-8\r\nContent-Length: 128\r\nVary: Accept-Encoding\r\n" +

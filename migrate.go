@@ -59,7 +59,7 @@ func (c *config) takeLimits(src *http.Transport) {
 // without one WithDialTimeout's default holds.
 func (c *config) takeDialers(src *http.Transport) {
 	type dialFunc = func(context.Context, string, string) (net.Conn, error)
-	plain := func(dial func(string, string) (net.Conn, error)) dialFunc { //nolint:staticcheck // SA1019: deprecated fields are taken over too
+	plain := func(dial func(string, string) (net.Conn, error)) dialFunc {
 		if dial == nil {
 			return nil
 		}

@@ -87,7 +87,7 @@ func (b *bench) lease(c *conn) {
 
 // acquire returns the connection, or the waiter.
 func (b *bench) acquire(host string, fresh bool) (*conn, *waiter) {
-	c, w, do, err := b.p.acquire(b.now, want{key: key(host), ctx: context.Background(), fresh: fresh, first: true})
+	got, do, err := b.p.acquire(b.now, want{key: key(host), ctx: context.Background(), fresh: fresh, first: true})
 	if err != nil {
 		if !errors.Is(err, ErrTooManyWaiters) && !errors.Is(err, ErrClosed) {
 			b.t.Fatal(err)
@@ -95,13 +95,13 @@ func (b *bench) acquire(host string, fresh bool) (*conn, *waiter) {
 		b.take(do)
 		return nil, nil
 	}
-	if c != nil {
-		b.lease(c)
+	if got.c != nil {
+		b.lease(got.c)
 	} else {
-		b.waiting = append(b.waiting, w)
+		b.waiting = append(b.waiting, got.w)
 	}
 	b.take(do)
-	return c, w
+	return got.c, got.w
 }
 
 func (b *bench) dialed(d *dial, err error) *conn {
@@ -547,7 +547,7 @@ func TestPoolBadMovePanics(t *testing.T) {
 // Transport acts (golang/go#79902: a Close under the lock stops every host).
 func TestPoolDoesNothingItself(t *testing.T) {
 	banned := []string{"Close", "Read", "Write", "SetDeadline", "SetReadDeadline", "SetWriteDeadline", "Interrupt", "Peek", "RoundTrip"}
-	for _, name := range []string{"pool.go", "expiry.go"} {
+	for _, name := range []string{"pool.go", "waiters.go", "lifecycle.go", "expiry.go"} {
 		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
 		require.NoError(t, err)
 		ast.Inspect(file, func(n ast.Node) bool {
@@ -567,12 +567,12 @@ func TestPoolDoesNothingItself(t *testing.T) {
 func BenchmarkPoolAcquireRelease(b *testing.B) {
 	p := newBench(b)
 	p.open("a", 8)
-	now := time.Now()
+	now := p.now
 	want := want{key: key("a"), ctx: context.Background(), first: true}
 	b.ReportAllocs()
 	b.ResetTimer()
 	for b.Loop() {
-		c, _, _, _ := p.p.acquire(now, want)
-		p.p.release(c, now, keptVerdict, true)
+		got, _, _ := p.p.acquire(now, want)
+		p.p.release(got.c, now, keptVerdict, true)
 	}
 }

@@ -379,7 +379,8 @@ func TestRealPython(t *testing.T) {
 		{
 			"HTTP/1.0, keeps for who asks, not asked",
 			[]string{"HTTP/1.0", "ask"},
-			[]keepalive.Option{keepalive.WithKeepAliveHeader(false)}, requests,
+			[]keepalive.Option{keepalive.WithKeepAliveHeader(false)},
+			requests,
 		},
 		{"HTTP/1.1", []string{"HTTP/1.1"}, nil, 1},
 	} {

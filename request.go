@@ -1,17 +1,13 @@
 package keepalive
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"reflect"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -43,15 +39,15 @@ type call struct {
 	host, target string
 	// One of inline and body at most: a small body that was read already, or
 	// one that is to be streamed.
-	inline    *buffer
-	body      *requestBody
-	length    int64 // of the body; -1: unknown, in chunks
-	expect    bool  // Expect: 100-continue
-	gzip      bool  // ask for gzip, and unpack it
-	asksClose bool  // the connection ends with this request
-	counted   bool  // the pool has counted it as under way
-	attempt   int
-	retries   int
+	inline  *buffer
+	body    *requestBody
+	length  int64       // of the body; -1: unknown, in chunks
+	expect  bool        // Expect: 100-continue
+	gzip    bool        // ask for gzip, and unpack it
+	counted bool        // the pool has counted it as under way
+	last    CloseReason // why the connection ends with this request, if it does
+	attempt int
+	retries int
 	// one is the exchange of the first attempt, so that a call and its
 	// exchange are one allocation. Nothing of it is used for another attempt:
 	// its sender may still be ending.
@@ -79,22 +75,40 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 	if cl.host, cl.target, err = requestTarget(req); err != nil {
 		return nil, err
 	}
-	if o, ok := cl.ctx.Value(requestOptionsKey{}).(*requestOptions); ok {
-		if len(o.errs) > 0 {
-			return nil, errors.Join(o.errs...)
-		}
-		limit := o.apply(t.cfg.timeouts)
-		cl.opts, cl.limit = o, &limit
+	if err := cl.takeOptions(); err != nil {
+		return nil, err
 	}
 	cl.trace = httptrace.ContextClientTrace(cl.ctx)
 	cl.hard = after(cl.start, cl.limit.request, ErrRequestTimeout)
 	cl.gzip = !t.cfg.disableCompression && req.Method != http.MethodHead &&
 		!has(req.Header, "Accept-Encoding") && !has(req.Header, "Range")
 	cl.expect = wire.HasToken(req.Header["Expect"], "100-continue")
-	cl.asksClose = req.Close || cl.opts.noReuse || wire.HasToken(req.Header["Connection"], "close") ||
-		// An upgrade needs its Connection: upgrade (net/http does the same).
-		t.cfg.disableKeepAlives && !wire.HasToken(req.Header["Connection"], "upgrade")
+	cl.last = cl.endsConn()
 	return cl, nil
+}
+
+// takeOptions takes over the settings that the request's context carries.
+func (cl *call) takeOptions() error {
+	o, ok := cl.ctx.Value(requestOptionsKey{}).(*requestOptions)
+	if !ok {
+		return nil
+	}
+	limit := o.apply(cl.t.cfg.timeouts)
+	cl.opts, cl.limit = o, &limit
+	return errors.Join(o.errs...)
+}
+
+// endsConn returns why any connection ends with this request, or CloseNone.
+func (cl *call) endsConn() CloseReason {
+	connection := cl.req.Header["Connection"]
+	switch {
+	case cl.req.Close || cl.opts.noReuse || wire.HasToken(connection, "close"):
+		return CloseClientRequest
+	case cl.t.cfg.disableKeepAlives && !wire.HasToken(connection, "upgrade"):
+		// An upgrade needs its Connection: upgrade (net/http does the same).
+		return CloseKeepAlivesDisabled
+	}
+	return CloseNone
 }
 
 // noOptions are those of a request whose context carries none.
@@ -215,10 +229,15 @@ func (cl *call) takeBody() error {
 	case cl.length < 0 || n > maxInlineBody || cl.expect:
 		return nil
 	}
+	return cl.takeInline(mem)
+}
+
+// takeInline reads a small body in memory, to be sent with the head.
+func (cl *call) takeInline(mem memReader) error {
 	cl.inline = getBuffer()
 	for int64(len(cl.inline.b)) < cl.length {
 		b := cl.inline.b
-		n, err := mem.Read(b[len(b):min(int64(cap(b)), cl.length)])
+		n, err := mem.Read(b[len(b):cl.length])
 		cl.inline.b = b[:len(b)+n]
 		if err != nil && int64(len(cl.inline.b)) < cl.length {
 			return &marked{bodyLengthText(cl.length, int64(len(cl.inline.b))), []error{ErrRequestBody, err}}
@@ -288,7 +307,7 @@ func (cl *call) appendHead(dst []byte, c *conn) []byte {
 		Chunked: cl.length < 0,
 	}
 	switch cfg := cl.t.cfg; {
-	case cl.wantsClose(c):
+	case cl.lastOn(c) != CloseNone:
 		if !wire.HasToken(cl.req.Header["Connection"], "close") {
 			o.Connection = "close"
 		}
@@ -305,10 +324,12 @@ func (cl *call) appendHead(dst []byte, c *conn) []byte {
 	return dst
 }
 
-// wantsClose reports whether the request ends its connection c.
-func (cl *call) wantsClose(c *conn) bool {
-	n := cl.t.cfg.maxRequestsPerConn
-	return cl.asksClose || n > 0 && c.served >= n
+// lastOn returns why this request is the last one on c, or CloseNone.
+func (cl *call) lastOn(c *conn) CloseReason {
+	if n := cl.t.cfg.maxRequestsPerConn; cl.last == CloseNone && n > 0 && c.served >= n {
+		return CloseMaxRequests
+	}
+	return cl.last
 }
 
 // withoutExpect makes the next attempt send its body without asking.
@@ -337,12 +358,14 @@ func (cl *call) watchCancel() {
 	})
 }
 
-// contextEnded returns why the request's context ended, nil if it has not.
+// contextEnded returns why the request's context ended, nil if it has not: its
+// cause, which is also the context's own error.
 func (cl *call) contextEnded() error {
-	if cl.ctx.Err() == nil {
-		return nil
+	err, cause := cl.ctx.Err(), context.Cause(cl.ctx)
+	if err == nil || errors.Is(cause, err) {
+		return cause
 	}
-	return context.Cause(cl.ctx)
+	return &marked{cause.Error(), []error{cause, err}}
 }
 
 // finish gives back what the call holds of its own: not the connection. The
@@ -354,82 +377,6 @@ func (cl *call) finish() {
 	}
 	if cl.end != nil {
 		cl.end(nil)
-	}
-}
-
-// memReader is what bytes.Reader, bytes.Buffer and strings.Reader have in
-// common.
-type memReader interface {
-	io.Reader
-	io.WriterTo
-	Len() int
-}
-
-// The types in which http.NewRequest hides a body in memory.
-var (
-	nopCloserType   = reflect.TypeOf(io.NopCloser(nil)) //nolint:gochecknoglobals // a constant
-	nopCloserToType = reflect.TypeOf(io.NopCloser(struct {
-		io.Reader
-		io.WriterTo
-	}{nil, nil})) //nolint:gochecknoglobals // a constant
-)
-
-// inMemory returns the reader in memory that body is, or nil: reading such a
-// body does not wait.
-func inMemory(body io.Reader) memReader {
-	switch t := reflect.TypeOf(body); t {
-	case nopCloserType, nopCloserToType:
-		inner, ok := reflect.ValueOf(body).Field(0).Interface().(io.Reader)
-		if !ok {
-			return nil
-		}
-		body = inner
-	}
-	switch r := body.(type) {
-	case *bytes.Reader:
-		return r
-	case *bytes.Buffer:
-		return r
-	case *strings.Reader:
-		return r
-	}
-	return nil
-}
-
-// buffer is a pooled slice of bytes.
-type buffer struct{ b []byte }
-
-const (
-	bufferSize    = 32 << 10
-	maxBufferKept = 64 << 10
-	smallSize     = 4 << 10
-)
-
-var (
-	bufferPool = sync.Pool{New: func() any { return &buffer{make([]byte, 0, bufferSize)} }} //nolint:gochecknoglobals // shared by nature
-	smallPool  = sync.Pool{New: func() any { return &buffer{make([]byte, 0, smallSize)} }}  //nolint:gochecknoglobals // shared by nature
-)
-
-// getBuffer returns an empty buffer of bufferSize, for bodies.
-func getBuffer() *buffer { return fromPool(&bufferPool) }
-
-// getSmall returns an empty buffer of smallSize, for heads.
-func getSmall() *buffer { return fromPool(&smallPool) }
-
-func fromPool(p *sync.Pool) *buffer {
-	b, _ := p.Get().(*buffer)
-	b.b = b.b[:0]
-	return b
-}
-
-// free gives b back; it must not be used after.
-func (b *buffer) free() {
-	switch n := cap(b.b); {
-	case n > maxBufferKept:
-	case n >= bufferSize:
-		bufferPool.Put(b)
-	default:
-		smallPool.Put(b)
 	}
 }
 

@@ -35,7 +35,7 @@ func TestDecideRetry(t *testing.T) {
 					for bits := range 64 {
 						bit := func(i int) bool { return bits>>i&1 == 1 }
 						f := failure{
-							RetryInfo: RetryInfo{Request: &http.Request{Method: "POST"}, Reused: reused, Timeout: timeout},
+							RetryInfo: RetryInfo{Request: &http.Request{Method: http.MethodPost}, Reused: reused, Timeout: timeout},
 							stale:     bit(0), gotByte: bit(1), bodyErr: bit(2), canceled: bit(3), rewindable: bit(4), noRetry: bit(5),
 						}
 						if idempotent {
@@ -69,7 +69,7 @@ func TestDecideRetry(t *testing.T) {
 
 func stale() failure {
 	return failure{
-		RetryInfo:  RetryInfo{Request: &http.Request{Method: "GET"}, Reused: true, BytesWritten: 1, IdleTime: time.Second},
+		RetryInfo:  RetryInfo{Request: &http.Request{Method: http.MethodGet}, Reused: true, BytesWritten: 1, IdleTime: time.Second},
 		rewindable: true,
 	}
 }
@@ -89,7 +89,7 @@ func TestDecideRetryAsksThePolicy(t *testing.T) {
 	require.False(t, decideRetry(stale(), p, 0).again)
 	p.Retry = func(RetryInfo) bool { return true }
 	post := stale()
-	post.Request = &http.Request{Method: "POST"}
+	post.Request = &http.Request{Method: http.MethodPost}
 	require.True(t, decideRetry(post, p, 0).again)
 	post.gotByte = true
 	require.False(t, decideRetry(post, p, 0).again, "never after a byte of the answer")

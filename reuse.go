@@ -156,10 +156,8 @@ type answer struct {
 	resp    *http.Response
 	framing wire.Framing
 	oddity  string
-	// reqClose: the request said that the connection ends with it.
-	reqClose bool
-	// noReuse: the request's context asks for it.
-	noReuse bool
+	// last says why the request was the connection's last one, if it was.
+	last CloseReason
 	// rtt is the shortest round trip seen on this connection.
 	rtt time.Duration
 }
@@ -178,7 +176,7 @@ func drop(r CloseReason) verdict { return verdict{reason: r} }
 //	evidence                                        decision
 //	101 Switching Protocols                         not the pool's any more (not asked here)
 //	accepted, but ambiguous or out of date          close, protocol error
-//	close asked for by the request                  close
+//	close asked for by the request, or its last     close
 //	body delimited by the end of the connection     close
 //	"close" in any Connection line, any case        close
 //	HTTP/1.0 without "keep-alive"                   close
@@ -191,8 +189,8 @@ func judge(a answer) verdict {
 	switch {
 	case a.oddity != "":
 		return drop(CloseProtocolError)
-	case a.reqClose || a.noReuse:
-		return drop(CloseClientRequest)
+	case a.last != CloseNone:
+		return drop(a.last)
 	case a.framing == wire.FramingClose:
 		return drop(CloseDelimited)
 	case a.resp.Close:

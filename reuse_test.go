@@ -15,12 +15,11 @@ func TestJudge(t *testing.T) {
 	const length = "Content-Length: 1"
 	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
 	for _, tt := range []struct {
-		name    string
-		status  string
-		lines   []string
-		close   bool
-		noReuse bool
-		want    verdict
+		name   string
+		status string
+		lines  []string
+		last   CloseReason
+		want   verdict
 	}{
 		{name: "length", lines: []string{length}, want: keep},
 		{name: "chunked", lines: []string{"Transfer-Encoding: chunked"}, want: keep},
@@ -29,9 +28,9 @@ func TestJudge(t *testing.T) {
 		{name: "folded line", lines: []string{length, "A: b\r\n c"}, want: drop(CloseProtocolError)},
 		{name: "HTTP/1.2", status: "HTTP/1.2 200 OK", lines: []string{length}, want: drop(CloseProtocolError)},
 		{name: "204 with a length", status: "HTTP/1.1 204 No Content", lines: []string{length}, want: drop(CloseProtocolError)},
-		{name: "oddity beats all", lines: []string{length, "A: b\r\n c"}, close: true, want: drop(CloseProtocolError)},
-		{name: "request close", lines: []string{length}, close: true, want: drop(CloseClientRequest)},
-		{name: "context", lines: []string{length}, noReuse: true, want: drop(CloseClientRequest)},
+		{name: "oddity beats all", lines: []string{length, "A: b\r\n c"}, last: CloseClientRequest, want: drop(CloseProtocolError)},
+		{name: "request close", lines: []string{length}, last: CloseClientRequest, want: drop(CloseClientRequest)},
+		{name: "last request", lines: []string{length}, last: CloseMaxRequests, want: drop(CloseMaxRequests)},
 		{name: "close", lines: []string{length, "Connection: close"}, want: drop(CloseServerRequest)},
 		{name: "close in a list", lines: []string{length, "Connection: foo, close"}, want: drop(CloseServerRequest)},
 		{name: "close in any case", lines: []string{length, "Connection: CLOSE,foo"}, want: drop(CloseServerRequest)},
@@ -64,7 +63,7 @@ func TestJudge(t *testing.T) {
 			head, err := wire.ReadHead(rd, "GET", 1<<20)
 			require.NoError(t, err)
 			got := judge(answer{
-				resp: head.Response, framing: head.Framing, oddity: head.Oddity, reqClose: tt.close, noReuse: tt.noReuse,
+				resp: head.Response, framing: head.Framing, oddity: head.Oddity, last: tt.last,
 			})
 			require.Equal(t, tt.want, got)
 		})

@@ -269,6 +269,14 @@ func (s *sender) stop() {
 	s.waitFor(stuckGrace)
 }
 
+// failed returns why sending failed, nil if it has not, or not yet.
+func (s *sender) failed() error {
+	if s == nil || !s.isDone() {
+		return nil
+	}
+	return s.err
+}
+
 func (s *sender) isDone() bool {
 	select {
 	case <-s.done:

@@ -87,7 +87,7 @@ func (t *tally) closedByReason() map[CloseReason]uint64 {
 	m := make(map[CloseReason]uint64)
 	for r, n := range t.closed {
 		if n > 0 {
-			m[CloseReason(r)] = n //nolint:gosec // an index of the array
+			m[CloseReason(r)] = n
 		}
 	}
 	return m

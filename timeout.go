@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -122,7 +123,7 @@ func RequestTimeout(d time.Duration) RequestOption {
 func replaceTimeout(name string, which int, d time.Duration) RequestOption {
 	return func(o *requestOptions) {
 		if d < 0 {
-			o.errs = append(o.errs[:len(o.errs):len(o.errs)], &OptionError{name, d, "want >= 0"})
+			o.errs = append(slices.Clip(o.errs), &OptionError{name, d, "want >= 0"})
 			return
 		}
 		o.replace[which] = &d

@@ -85,7 +85,7 @@ func guardConnectDone(g *traceGuard, f func(network, addr string, err error)) fu
 
 // untraced hides the trace hooks of a context: those of httptrace, and the
 // ones that httptrace leaves for package net.
-type untraced struct{ context.Context }
+type untraced struct{ context.Context } //nolint:containedctx // it is a context
 
 func (c untraced) Value(key any) any {
 	v := c.Context.Value(key)
@@ -105,7 +105,8 @@ func (c untraced) Value(key any) any {
 // connection is begun, behind the name resolution: what it takes from there is
 // a sample of the round trip.
 type connectTimer struct {
-	context.Context
+	context.Context //nolint:containedctx // it is a context
+
 	begun atomic.Int64 // nanoseconds since start
 	start time.Time
 }

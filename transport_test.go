@@ -162,6 +162,35 @@ func TestKeepAliveMaxHint(t *testing.T) {
 	})
 }
 
+func TestKeepAliveMaxHintIsCountedDown(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", func(conn, req int, _ *http.Request) string {
+			if req == 0 {
+				return ok(strconv.Itoa(conn), "Keep-Alive: max=2") // and not again
+			}
+			return ok(strconv.Itoa(conn))
+		})
+		var got []string
+		for range 6 {
+			got = append(got, mustGet(t, tr, "http://a/"))
+		}
+		require.Equal(t, []string{"0", "0", "0", "1", "1", "1"}, got)
+	})
+}
+
+func TestContextCause(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		n.Serve(t, "a:80", func(c *netfake.Conn) { _, _ = io.Copy(io.Discard, c) })
+		mine := errors.New("my cause")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, mine)
+		defer cancel()
+		_, err := fetch(ctx, tr, "GET", "http://a/")
+		require.ErrorIs(t, err, mine)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.True(t, (&url.Error{Err: err}).Timeout())
+	})
+}
+
 func TestMaxRequestsPerConn(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		var mu sync.Mutex
@@ -178,6 +207,7 @@ func TestMaxRequestsPerConn(t *testing.T) {
 		require.Equal(t, []string{
 			"0 false", "0 false", "0 true", "1 false", "1 false", "1 true", "2 false",
 		}, said)
+		require.Equal(t, map[CloseReason]uint64{CloseMaxRequests: 2}, tr.Stats().Closed)
 	}, WithMaxRequestsPerConn(3))
 }
 
@@ -254,7 +284,7 @@ func TestTimeouts(t *testing.T) {
 func TestAcquireTimeout(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		reply(n, t, "a:80", func(_, _ int, _ *http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf" })
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://a/", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		start := time.Now()
@@ -460,7 +490,7 @@ func TestNoBytesWrittenIsRetried(t *testing.T) {
 		reply(n, t, "a:80", connNumber)
 		mustGet(t, tr, "http://a/")
 		n.Conns()[0].FailWrites(0, errors.New("broken"))
-		req, _ := http.NewRequestWithContext(t.Context(), "POST", "http://a/", strings.NewReader("body"))
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://a/", strings.NewReader("body"))
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		b, err := io.ReadAll(resp.Body)
@@ -577,7 +607,7 @@ func TestShutdownWaitsForBodies(t *testing.T) {
 			_, _ = io.WriteString(c, "lf")
 			_, _ = io.Copy(io.Discard, c)
 		})
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://a/", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		start := time.Now()
@@ -597,7 +627,7 @@ func TestShutdownWaitsForBodies(t *testing.T) {
 func TestShutdownEndsWithItsContext(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		reply(n, t, "a:80", func(_, _ int, _ *http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf" })
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://a/", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -646,7 +676,7 @@ func TestPoolKey(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		reply(n, t, "a:80", connNumber)
 		get := func(tenant string) string {
-			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://a/", nil)
+			req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
 			req.Header.Set("Tenant", tenant)
 			resp, err := tr.RoundTrip(req)
 			require.NoError(t, err)
@@ -670,7 +700,7 @@ func TestSlowReaderIsNoTimeout(t *testing.T) {
 			}
 			_, _ = io.Copy(io.Discard, c)
 		})
-		req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://a/", nil)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		for range 20 {
@@ -690,7 +720,7 @@ func TestWholeBodyGivesTheConnectionBackAtOnce(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		reply(n, t, "a:80", connNumber)
 		ctx, cancel := context.WithCancel(t.Context())
-		req, _ := http.NewRequestWithContext(ctx, "GET", "http://a/", nil)
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://a/", nil)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
 		require.Equal(t, 1, tr.Stats().Idle, "before the body was read")

@@ -1,0 +1,192 @@
+package keepalive
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"time"
+)
+
+// run is the road of a request: take its body apart, then acquire, exchange,
+// and decide on another attempt.
+func (cl *call) run() (*http.Response, error) {
+	cl.watchCancel()
+	if err := cl.takeBody(); err != nil {
+		return nil, cl.abort(err)
+	}
+	if err := cl.contextEnded(); err != nil {
+		return nil, cl.abort(cl.error(PhaseAcquire, err))
+	}
+	dialCtx, guard := dialContext(cl.ctx, cl.trace)
+	defer guard.end()
+	fresh := cl.opts.fresh
+	for first := true; ; first = false {
+		cl.attempt++
+		c, now, err := cl.acquire(dialCtx, fresh, first)
+		if err != nil {
+			return nil, cl.abort(err)
+		}
+		unused := c.served == 0 && !c.wasIdle
+		resp, out := cl.t.newExchange(cl, c, now).roundTrip(unused)
+		if out == nil {
+			return resp, nil
+		}
+		again, dial := cl.decide(c, out)
+		if again {
+			err = cl.rewind()
+		}
+		if !again || err != nil {
+			return nil, cl.abort(firstOf(err, out.err))
+		}
+		fresh = dial || cl.opts.fresh
+	}
+}
+
+func firstOf(err error, other *Error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+// decide asks retry.go what to do after an attempt that failed.
+func (cl *call) decide(c *conn, out *outcome) (again, fresh bool) {
+	if out.again {
+		return true, false
+	}
+	d := decideRetry(cl.failure(out), cl.t.cfg.retry, cl.retries)
+	switch {
+	case !d.again:
+		return false, false
+	case !d.counted:
+		cl.attempt-- // nothing was sent
+		return true, false
+	case !cl.t.pool.mayRetry(c.host, d.budgeted, time.Now()):
+		return false, false
+	}
+	cl.retries++
+	return true, d.fresh
+}
+
+// failure is what retry.go is told.
+func (cl *call) failure(out *outcome) failure {
+	e := out.err
+	return failure{
+		RetryInfo: RetryInfo{
+			Request: cl.req, Err: e, Attempt: cl.attempt, Reused: e.Reused, IdleTime: e.IdleTime,
+			BytesWritten: e.BytesWritten, Timeout: e.Timeout(),
+		},
+		stale: out.stale, gotByte: out.gotByte, bodyErr: out.bodyErr, canceled: out.canceled,
+		rewindable: cl.rewindable(), noRetry: cl.opts.noRetry,
+	}
+}
+
+// acquire returns a connection that is leased to this call, and the time.
+func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Time, error) {
+	t, now := cl.t, cl.start
+	if !first {
+		now = time.Now()
+	}
+	if cl.trace != nil && cl.trace.GetConn != nil {
+		cl.trace.GetConn(cl.key.Addr())
+	}
+	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
+	t.perform(do)
+	cl.counted = cl.counted || !errors.Is(err, ErrClosed)
+	c := got.c
+	if got.w != nil {
+		c, err = cl.wait(got.w)
+		now = time.Now()
+	}
+	if err != nil {
+		return nil, now, cl.error(PhaseAcquire, err)
+	}
+	if cl.trace != nil && cl.trace.GotConn != nil {
+		cl.trace.GotConn(c.gotConn())
+	}
+	return c, now, nil
+}
+
+// wait waits for what w is granted.
+func (cl *call) wait(w *waiter) (*conn, error) {
+	p := cl.t.pool
+	var hard, limit <-chan time.Time
+	if !cl.hard.at.IsZero() {
+		timer := time.NewTimer(time.Until(cl.hard.at))
+		defer timer.Stop()
+		hard = timer.C
+	}
+	var acquire *time.Timer
+	if cl.limit.acquire > 0 {
+		acquire = time.NewTimer(cl.limit.acquire)
+		defer acquire.Stop()
+		limit = acquire.C
+	}
+	for {
+		var err error
+		select {
+		case g := <-w.ready:
+			return g.c, g.err
+		case <-cl.ctx.Done():
+			err = cl.contextEnded()
+		case <-hard:
+			err = ErrRequestTimeout
+		case <-limit:
+			if !p.starved(w) { // a dial is under way for it, with a limit of its own
+				acquire.Reset(cl.limit.acquire)
+				continue
+			}
+			err = p.acquireTimeout(w)
+		}
+		dialing, do := p.abandon(w, time.Now())
+		cl.t.perform(do)
+		if dialing {
+			err = cl.error(PhaseDial, err)
+		}
+		return nil, err
+	}
+}
+
+// error makes err an *Error of this call, or completes the one that it is.
+func (cl *call) error(phase Phase, err error) error {
+	e, ok := err.(*Error) //nolint:errorlint // the outermost one
+	if !ok {
+		if err == ErrClosed || err == nil { //nolint:errorlint // our own sentinel
+			return err
+		}
+		e = &Error{Phase: phase, Host: cl.key.String(), Err: err}
+	}
+	e.Attempts, e.Elapsed = max(cl.attempt, 1), time.Since(cl.start)
+	return e
+}
+
+// abort ends a call that has no response.
+func (cl *call) abort(err error) error {
+	if cl.counted {
+		cl.t.pool.endRequest()
+	}
+	cl.dropBody()
+	cl.finish()
+	return err
+}
+
+// gotConn describes c to the trace.
+func (c *conn) gotConn() httptrace.GotConnInfo {
+	info := httptrace.GotConnInfo{Conn: c.nc, Reused: c.served > 0, WasIdle: c.wasIdle && c.idleFor > 0}
+	if c.nc == net.Conn(c.sc) {
+		info.Conn = c.sc.NetConn()
+	}
+	if info.WasIdle {
+		info.IdleTime = c.idleFor
+	}
+	return info
+}
+
+// sampleRTT notes that an answer took d: its round trip cannot be longer.
+func (c *conn) sampleRTT(d time.Duration) {
+	if c.rtt == 0 || d < c.rtt {
+		c.rtt = d
+	}
+}

@@ -1,0 +1,228 @@
+package keepalive
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/keepalive-http/keepalive/internal/queue"
+)
+
+// maxOrphans is how many dials of a host may go on when the requests that
+// they were for have been cancelled and nobody else waits. One is enough for
+// the next request to find a connection that took longer than its timeout.
+const maxOrphans = 1
+
+// waiter is a request that waits for a connection. Guarded by pool.mu.
+type waiter struct {
+	host *host
+	ctx  context.Context //nolint:containedctx // the dial takes its values
+	// ready receives one grant, sent under pool.mu: capacity 1, so that
+	// delivery never blocks.
+	ready          chan grant
+	inLine, hungry queue.Elem[*waiter]
+	dial           *dial // the dial under way for it, or nil
+	fresh          bool  // wants a connection that has not served
+	since          time.Time
+}
+
+// grant is what a waiter is given: a leased connection, or why there is none.
+type grant struct {
+	c   *conn
+	err error
+}
+
+// dial is a dial under way. Guarded by pool.mu.
+type dial struct {
+	host   *host
+	waiter *waiter // whom it is for; nil for an orphan
+	orphan queue.Elem[*dial]
+	// ctx has the values of the request that the dial was started for, not
+	// its cancellation; cancel ends it. Set when it is made; never changed.
+	ctx    context.Context //nolint:containedctx // of the dialing goroutine
+	cancel context.CancelFunc
+}
+
+// enqueueLocked puts w in line and sees to a dial for it: one whose own waiter
+// has left, or a new one.
+func (p *pool) enqueueLocked(w *waiter, do *todo) {
+	h := w.host
+	w.inLine.Value, w.hungry.Value = w, w
+	h.waiters.Push(&w.inLine)
+	h.starving.Push(&w.hungry)
+	p.waiting++
+	p.all.Waits++
+	h.Waits++
+	if e := h.orphans.Front(); e != nil {
+		p.assignLocked(e.Value, w)
+		return
+	}
+	p.fillLocked(h, do)
+	if !w.hungry.Queued() {
+		return
+	}
+	switch {
+	case h.blocked.Queued() && p.idleConns.Len() > 0:
+		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
+	case w.fresh && h.idleConns.Len() > 0:
+		p.dropLocked(h.idleConns.Front().Value, CloseEvicted, do)
+	}
+}
+
+// assignLocked makes d the dial of w.
+func (p *pool) assignLocked(d *dial, w *waiter) {
+	h := w.host
+	h.orphans.Remove(&d.orphan)
+	h.starving.Remove(&w.hungry)
+	d.waiter, w.dial = w, d
+}
+
+// fillLocked starts dials for the starving waiters of h, as far as the limits
+// allow.
+func (p *pool) fillLocked(h *host, do *todo) {
+	p.blocked.Remove(&h.blocked)
+	for h.starving.Len() > 0 {
+		if n := p.cfg.maxConnsPerHost; n > 0 && h.slots() >= n {
+			return
+		}
+		if p.fullLocked() && h.slots() > 0 {
+			p.blocked.Push(&h.blocked)
+			return
+		}
+		w := h.starving.Front().Value
+		d := &dial{host: h}
+		d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx)) //nolint:fatcontext // each dial has its own
+		d.orphan.Value = d
+		p.assignLocked(d, w)
+		h.dialing++
+		p.all.dialing++
+		h.Dials++
+		p.all.Dials++
+		do.dial = append(do.dial, d)
+	}
+}
+
+// fullLocked reports whether the limit over all hosts is reached.
+func (p *pool) fullLocked() bool {
+	return p.cfg.maxConns > 0 && p.all.slots() >= p.cfg.maxConns
+}
+
+// freedLocked hands out a slot that h has just given back.
+func (p *pool) freedLocked(h *host, do *todo) {
+	if !h.blocked.Queued() || h.slots() == 0 { // the first one is always allowed
+		p.fillLocked(h, do)
+	}
+	for p.blocked.Len() > 0 && !p.fullLocked() {
+		p.fillLocked(p.blocked.Front().Value, do)
+	}
+	p.forgetHostLocked(h)
+}
+
+// leaveLocked takes w out of line, whatever became of it. Its dial goes to the
+// next waiter that has none, or goes on as an orphan.
+func (p *pool) leaveLocked(w *waiter, now time.Time) {
+	h := w.host
+	h.waiters.Remove(&w.inLine)
+	h.starving.Remove(&w.hungry)
+	p.waiting--
+	p.all.WaitTime += now.Sub(w.since)
+	h.WaitTime += now.Sub(w.since)
+	d := w.dial
+	if d == nil {
+		return
+	}
+	w.dial, d.waiter = nil, nil
+	if e := h.starving.Front(); e != nil {
+		p.assignLocked(d, e.Value)
+		return
+	}
+	h.orphans.Push(&d.orphan)
+}
+
+// abandon takes w out of line because its request gives up. If it had been
+// granted something in the meantime, that is passed on. dialing reports whether
+// a dial was under way for it.
+func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w.inLine.Queued() {
+		h := w.host
+		dialing = w.dial != nil
+		p.leaveLocked(w, now)
+		if h.orphans.Len() > maxOrphans {
+			d := h.orphans.Front().Value
+			h.orphans.Remove(&d.orphan)
+			do.cancel = append(do.cancel, d)
+		}
+		p.forgetHostLocked(h)
+		return dialing, do
+	}
+	if g := <-w.ready; g.c != nil {
+		p.countReuseLocked(g.c, ^uint64(0)) // it was not used after all
+		p.putLocked(g.c, now, &do)
+	}
+	return false, do
+}
+
+// acquireTimeout says how things stood when w had waited too long.
+func (p *pool) acquireTimeout(w *waiter) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := w.host
+	return &marked{
+		fmt.Sprintf("%v: %d connections in use, %d requests waiting", ErrAcquireTimeout, h.inUse, h.waiters.Len()),
+		[]error{ErrAcquireTimeout},
+	}
+}
+
+// starved reports whether w still waits without a dial under way for it.
+func (p *pool) starved(w *waiter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return w.hungry.Queued()
+}
+
+// dialed takes over what came of d: a connection, or why there is none.
+func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := d.host
+	h.orphans.Remove(&d.orphan)
+	w := d.waiter
+	d.waiter = nil
+	if w != nil {
+		w.dial = nil
+	}
+	h.dialing--
+	p.all.dialing--
+	if err != nil {
+		h.DialErrors++
+		p.all.DialErrors++
+		if w != nil {
+			p.leaveLocked(w, now)
+			w.ready <- grant{err: err}
+		}
+		p.freedLocked(h, &do)
+		return do
+	}
+	if w != nil {
+		h.starving.Push(&w.hungry)
+	}
+	p.adoptLocked(h, c, now)
+	if p.phase == poolClosed {
+		p.dropLocked(c, CloseTransportClosed, &do)
+		return do
+	}
+	p.putLocked(c, now, &do)
+	return do
+}
+
+// waiterFor returns the oldest waiter that can use c, or nil.
+func (h *host) waiterFor(c *conn) *waiter {
+	for e := h.waiters.Front(); e != nil; e = e.Next() {
+		if !e.Value.fresh || c.served == 0 {
+			return e.Value
+		}
+	}
+	return nil
+}
