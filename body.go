@@ -31,14 +31,14 @@ func (b body) Read(p []byte) (int, error) {
 	case len(p) == 0:
 		return 0, nil
 	}
-	if d := ex.cl.limit.bodyRead; d > 0 && ex.rd.Buffered() == 0 && !ex.released {
+	if d := ex.cl.limit.bodyRead; d > 0 && !ex.released {
 		ex.setRead(after(time.Now(), d, ErrBodyReadTimeout))
 	}
 	n, err := ex.body.Read(p)
 	switch {
 	case err == nil:
 		return n, nil
-	case errors.Is(err, io.EOF):
+	case ex.body.Complete():
 		ex.complete()
 		ex.bodyErr = io.EOF
 	default:
@@ -116,7 +116,8 @@ func (ex *exchange) closeEarly() {
 	}
 	ex.unwatch() // the user is done with it: its context ends soon, too
 	limit := ex.t.cfg.drainBytes
-	if !ex.verdict.Keep || limit == 0 || ex.t.cfg.drainTime == 0 || ex.body.Left() > limit || !ex.requestSent() {
+	sending := ex.sender != nil && !ex.sender.isDone()
+	if sending || !ex.verdict.Keep || limit == 0 || ex.t.cfg.drainTime == 0 || ex.body.Left() > limit || !ex.requestSent() {
 		ex.abandon()
 		return
 	}
@@ -126,7 +127,7 @@ func (ex *exchange) closeEarly() {
 		ex.c.sc.SetNonblock(false)
 		limit -= n
 		switch {
-		case errors.Is(err, io.EOF):
+		case ex.body.Complete():
 			ex.drained()
 			return
 		case limit <= 0, !isTimeout(err):
@@ -134,9 +135,11 @@ func (ex *exchange) closeEarly() {
 			return
 		}
 	}
+	ex.cl.trace = nil // no hook is called after Close
 	ex.t.tasks.run(func() {
 		ex.setRead(after(time.Now(), ex.t.cfg.drainTime, ErrBodyReadTimeout))
-		if _, err := ex.drain(limit); errors.Is(err, io.EOF) {
+		_, _ = ex.drain(limit)
+		if ex.body.Complete() {
 			ex.drained()
 			return
 		}
@@ -144,8 +147,7 @@ func (ex *exchange) closeEarly() {
 	})
 }
 
-// drain reads up to limit bytes of the rest of the body. io.EOF means that its
-// end was among them.
+// drain reads up to limit bytes of the rest of the body.
 func (ex *exchange) drain(limit int64) (read int64, err error) {
 	buf := getBuffer()
 	defer buf.free()

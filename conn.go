@@ -3,6 +3,7 @@ package keepalive
 import (
 	"crypto/tls"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -163,45 +164,74 @@ func (c *conn) check() CloseReason {
 	if c.parked != nil {
 		return c.unpark()
 	}
+	if c.sc.Direct() {
+		if c.nc != net.Conn(c.sc) {
+			// TLS may have read ahead of us what the socket does not show any
+			// more, and has records that are no data: ask it, not the socket.
+			return c.probe()
+		}
+		switch c.sc.Peek() {
+		case sock.Readable:
+			return CloseProtocolError
+		case sock.Ended:
+			return CloseStale
+		case sock.Quiet, sock.Unknown:
+		}
+		return CloseNone
+	}
+	return c.checkWrapped()
+}
+
+// checkWrapped is check for a connection with something of the user's between
+// us and the socket, which may read ahead and may take bytes for itself.
+func (c *conn) checkWrapped() CloseReason {
 	switch c.sc.Peek() {
 	case sock.Ended:
 		return CloseStale
-	case sock.Readable:
-		if c.transforms() {
-			// TLS has records that are no data: session tickets, key updates.
-			return c.probe()
-		}
-		return CloseProtocolError
 	case sock.Quiet:
+		// Nothing is in the socket: what has been read ahead comes at once,
+		// deadline or not.
+		return c.probeUntil(time.Unix(1, 0))
+	case sock.Readable:
+		if reason := c.probeUntil(time.Now().Add(probeWait)); reason != CloseNone {
+			return reason
+		}
+		// The deadline may have passed before the read was tried.
+		if c.sc.Peek() != sock.Quiet {
+			return CloseProtocolError
+		}
+		return CloseNone
 	case sock.Unknown:
-		// It hides its socket, and was not parked because it has not served.
-		return c.probe()
 	}
-	return CloseNone
+	// It hides its socket, and was not parked because it has not served.
+	return c.probeUntil(time.Now().Add(probeWait))
 }
-
-// transforms reports whether something between us and the socket may take
-// bytes for itself: TLS, or what a user's dial function has put there.
-func (c *conn) transforms() bool { return c.nc != net.Conn(c.sc) || !c.sc.Direct() }
 
 // probeWait is how long a probe of a connection that cannot be read without
 // waiting may take.
 const probeWait = time.Millisecond
 
-// probe reads through what lies above the socket, without waiting where that
-// is possible. A timeout means that no data was there; data or an end mean
-// that the connection is of no more use.
+// probe reads through TLS on our own socket, without waiting. A timeout means
+// that no data was there; data or an end mean that the connection is of no
+// more use.
 func (c *conn) probe() CloseReason {
 	var b [1]byte
-	if c.sc.SetNonblock(true) {
-		defer c.sc.SetNonblock(false)
-	} else {
-		if c.sc.SetReadDeadline(time.Now().Add(probeWait)) != nil {
-			return CloseStale
-		}
-		defer func() { _ = c.sc.SetReadDeadline(time.Time{}) }()
-	}
+	c.sc.SetNonblock(true)
+	defer c.sc.SetNonblock(false)
 	return heard(c.nc.Read(b[:]))
+}
+
+// probeUntil is probe with a deadline.
+func (c *conn) probeUntil(deadline time.Time) CloseReason {
+	var b [1]byte
+	if c.sc.SetReadDeadline(deadline) != nil {
+		return CloseStale
+	}
+	reason := heard(c.nc.Read(b[:]))
+	if c.sc.SetReadDeadline(time.Time{}) != nil {
+		return CloseStale
+	}
+	return reason
 }
 
 // heard returns what a read that should have heard nothing says of its
@@ -240,13 +270,36 @@ func (c *conn) park(run func(func()), gone func()) {
 	})
 }
 
+// unparkGrace is how long a read may take to notice its deadline.
+const unparkGrace = 50 * time.Millisecond
+
+// await waits for the read, whose deadline has passed, to return. A wrapper
+// may take deadlines and do nothing with them.
+func (r *parkedRead) await() error {
+	select {
+	case <-r.done:
+		return nil
+	default:
+	}
+	timer := time.NewTimer(unparkGrace)
+	defer timer.Stop()
+	select {
+	case <-r.done:
+		return nil
+	case <-timer.C:
+		return os.ErrDeadlineExceeded
+	}
+}
+
 // unpark ends the read and returns what it heard.
 func (c *conn) unpark() CloseReason {
 	r := c.parked
 	c.parked = nil
 	err := c.sc.SetReadDeadline(time.Unix(1, 0))
 	if err == nil {
-		<-r.done
+		err = r.await()
+	}
+	if err == nil {
 		err = c.sc.SetReadDeadline(time.Time{})
 	}
 	if err != nil {

@@ -10,20 +10,41 @@ import (
 	"github.com/keepalive-http/keepalive/internal/difftest"
 )
 
-// TestSideBySide runs every scenario on net/http and on ours. What may differ
-// is listed with the scenarios, each with its reason.
+// TestSideBySide runs every scenario on net/http and on ours with the same
+// settings. What may differ is listed with the scenarios, each with its reason.
 func TestSideBySide(t *testing.T) {
+	t.Parallel()
 	for _, s := range difftest.All() {
 		for _, scheme := range s.Schemes() {
 			t.Run(s.Name+"/"+scheme, func(t *testing.T) {
 				t.Parallel()
-				theirs := difftest.Run(t, s, scheme, netHTTP)
-				ours := difftest.Run(t, s, scheme, ours)
-				for _, wrong := range s.Compare(theirs, ours) {
-					t.Error(wrong)
-				}
+				compare(t, s, scheme, migrated)
 			})
 		}
+	}
+}
+
+// TestSideBySideDefaults runs the scenarios that need no settings on the
+// defaults of New: only "Connection: keep-alive" is turned off.
+func TestSideBySideDefaults(t *testing.T) {
+	t.Parallel()
+	for _, s := range difftest.All() {
+		if s.Setup != nil {
+			continue
+		}
+		t.Run(s.Name, func(t *testing.T) {
+			t.Parallel()
+			compare(t, s, s.Schemes()[0], defaults)
+		})
+	}
+}
+
+func compare(t *testing.T, s difftest.Scenario, scheme string, ours difftest.Maker) {
+	t.Helper()
+	a := difftest.Run(t, s, scheme, netHTTP)
+	b := difftest.Run(t, s, scheme, ours)
+	for _, wrong := range s.Compare(a, b) {
+		t.Error(wrong)
 	}
 }
 
@@ -31,11 +52,21 @@ func netHTTP(_ testing.TB, tr *http.Transport) (rt http.RoundTripper, end func()
 	return tr, tr.CloseIdleConnections
 }
 
-// ours takes over the settings of tr: then "Connection: keep-alive" is not
+// migrated takes over the settings of tr: then "Connection: keep-alive" is not
 // sent, and the bytes of a request are those of net/http.
-func ours(t testing.TB, tr *http.Transport) (rt http.RoundTripper, end func()) {
+func migrated(t testing.TB, tr *http.Transport) (rt http.RoundTripper, end func()) {
 	t.Helper()
-	k, err := keepalive.New(keepalive.FromTransport(tr))
+	return ours(t, keepalive.FromTransport(tr))
+}
+
+func defaults(t testing.TB, tr *http.Transport) (rt http.RoundTripper, end func()) {
+	t.Helper()
+	return ours(t, keepalive.WithTLSConfig(tr.TLSClientConfig), keepalive.WithKeepAliveHeader(false))
+}
+
+func ours(t testing.TB, opts ...keepalive.Option) (rt http.RoundTripper, end func()) {
+	t.Helper()
+	k, err := keepalive.New(opts...)
 	require.NoError(t, err)
 	return k, func() { require.NoError(t, k.Close()) }
 }

@@ -14,8 +14,7 @@ import (
 	"github.com/keepalive-http/keepalive/internal/wire"
 )
 
-// Sentinels for errors.Is. All but ErrClosed and ErrTooManyWaiters arrive
-// inside an *Error.
+// Sentinels for errors.Is. All but ErrClosed arrive inside an *Error.
 var (
 	// ErrClosed is returned for requests made after Close or Shutdown, and for
 	// those that Close cut off.
@@ -39,7 +38,8 @@ var (
 )
 
 // Sentinels of the timeouts. Each one has Timeout() == true and matches
-// os.ErrDeadlineExceeded. A context that ends gives the context's own error.
+// os.ErrDeadlineExceeded and, as net/http's timeouts do,
+// context.DeadlineExceeded; only a context that ended does not match them.
 var (
 	// ErrAcquireTimeout: no connection became free within WithAcquireTimeout.
 	ErrAcquireTimeout error = timeoutError("timeout waiting for a free connection")
@@ -64,7 +64,7 @@ func (e timeoutError) Error() string   { return string(e) }
 func (e timeoutError) Timeout() bool   { return true }
 func (e timeoutError) Temporary() bool { return true }
 func (e timeoutError) Is(target error) bool {
-	return target == os.ErrDeadlineExceeded
+	return target == os.ErrDeadlineExceeded || target == context.DeadlineExceeded
 }
 
 // Phase says how far a request had come.

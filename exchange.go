@@ -3,10 +3,12 @@ package keepalive
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,10 +157,11 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	if oneStep {
 		return ex.writeRead(buf.b, fresh)
 	}
-	if _, err := c.nc.Write(buf.b); err != nil {
+	_, err = c.nc.Write(buf.b)
+	ex.traceWrote(err)
+	if err != nil {
 		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
 	}
-	ex.traceWrote()
 	switch {
 	case cl.body == nil:
 		ex.setHeaderDeadline(cl.limit.responseHeader, ErrResponseHeaderTimeout)
@@ -215,16 +218,18 @@ func (ex *exchange) earlyAnswer(err error) error {
 	return err
 }
 
-func (ex *exchange) traceWrote() {
+// traceWrote tells the hooks how writing the head went. A body that follows
+// tells of itself.
+func (ex *exchange) traceWrote(err error) {
 	t := ex.cl.trace
 	if t == nil {
 		return
 	}
-	if t.WroteHeaders != nil {
+	if t.WroteHeaders != nil && err == nil {
 		t.WroteHeaders()
 	}
-	if t.WroteRequest != nil && ex.cl.body == nil {
-		t.WroteRequest(httptrace.WroteRequestInfo{})
+	if t.WroteRequest != nil && (ex.cl.body == nil || err != nil) {
+		t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
 	}
 }
 
@@ -293,7 +298,7 @@ var errExpectTimeout error = timeoutError("no 100 Continue")
 func (ex *exchange) expectTimedOut(err error) bool {
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	return err != nil && isTimeout(err) && !ex.interrupted && errors.Is(ex.readEnd.err, errExpectTimeout)
+	return errors.Is(err, os.ErrDeadlineExceeded) && !ex.interrupted && errors.Is(ex.readEnd.err, errExpectTimeout)
 }
 
 // readHead reads one head, an interim or the final one.
@@ -309,7 +314,11 @@ func (ex *exchange) readHead(limit int) (wire.Head, error) {
 		ex.gotFirst = true
 		t.GotFirstResponseByte()
 	}
-	return wire.ReadHead(ex.rd, ex.cl.req.Method, limit)
+	head, err := wire.ReadHead(ex.rd, ex.cl.req.Method, limit)
+	if err == io.EOF && ex.rd.Total() > 0 { //nolint:errorlint // the parser's own
+		err = io.ErrUnexpectedEOF // behind an interim answer
+	}
+	return head, err
 }
 
 // interim tells the hooks of a 1xx answer. watched says that there is one that
@@ -336,6 +345,9 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 	resp.Request, resp.TLS = ex.cl.req, c.tls
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return ex.upgrade(resp)
+	}
+	if ex.cl.req.Method == http.MethodConnect && resp.StatusCode/100 == 2 {
+		head.Framing = wire.FramingClose // a tunnel (RFC 9110 section 9.3.6)
 	}
 	c.peer10 = !resp.ProtoAtLeast(1, 1)
 	now := time.Now()
@@ -426,8 +438,8 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	if ex.interrupted && v.reason == CloseNone {
 		v = drop(CloseCanceled)
 	}
-	if ex.armed && v.reason == CloseNone {
-		_ = ex.c.sc.SetDeadline(time.Time{})
+	if ex.armed && v.reason == CloseNone && ex.c.sc.SetDeadline(time.Time{}) != nil {
+		v = drop(CloseReadError) // the next request would inherit the deadline
 	}
 	ex.mu.Unlock()
 	ex.unwatch()

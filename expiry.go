@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"container/heap"
+	"math"
 	"time"
 )
 
@@ -51,7 +52,11 @@ func (p *pool) expiresAt(c *conn) time.Duration {
 	if c.idleLimit == 0 {
 		return 0
 	}
-	return max(c.idleSince.Sub(p.base)+c.idleLimit, 1)
+	since := c.idleSince.Sub(p.base)
+	if c.idleLimit > math.MaxInt64-max(since, 0) {
+		return 0 // centuries from now
+	}
+	return max(since+c.idleLimit, 1)
 }
 
 // scheduleLocked makes sure that reap looks at c when it expires.

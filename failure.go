@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/keepalive-http/keepalive/internal/wire"
@@ -103,7 +104,7 @@ func (ex *exchange) suspicion(out *outcome, err error, reason CloseReason) (then
 	switch {
 	case !ex.reused || out.gotByte:
 		return time.Time{}, false
-	case reason == CloseTimeout, out.canceled && errors.Is(out.err.Err, context.DeadlineExceeded):
+	case reason == CloseTimeout, isTimeout(err) && !out.canceled, out.canceled && errors.Is(out.err.Err, context.DeadlineExceeded):
 		return ex.start, true
 	case isEnd(err) && !out.canceled:
 		return ex.start.Add(-ex.c.idleFor), true
@@ -119,7 +120,7 @@ func (ex *exchange) cause(err error, reason CloseReason, out *outcome) (CloseRea
 	}
 	sendErr := ex.sender.failed()
 	switch {
-	case isTimeout(err):
+	case errors.Is(err, os.ErrDeadlineExceeded): // a deadline of ours, not the kernel's ETIMEDOUT
 		return ex.timeoutCause(err, sendErr, reason)
 	case isMalformed(err), errors.Is(err, wire.ErrHeadTooLarge):
 		reason = CloseProtocolError

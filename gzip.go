@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 )
 
 // unpack makes a gzip response that we asked for look as if it had never been
@@ -37,6 +38,8 @@ var unzippers = sync.Pool{ //nolint:gochecknoglobals // shared by nature
 type gzipBody struct {
 	src io.ReadCloser
 
+	closed atomic.Bool
+
 	mu  sync.Mutex // held by one Read
 	z   *unzipper  // from the first Read until the end
 	err error
@@ -45,6 +48,9 @@ type gzipBody struct {
 func (g *gzipBody) Read(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.closed.Load() {
+		return 0, http.ErrBodyReadAfterClose
+	}
 	if g.err != nil {
 		return 0, g.err
 	}
@@ -72,4 +78,7 @@ func (g *gzipBody) end(z *unzipper, err error) error {
 }
 
 // Close closes the packed body. A Read under way ends with its error.
-func (g *gzipBody) Close() error { return g.src.Close() }
+func (g *gzipBody) Close() error {
+	g.closed.Store(true)
+	return g.src.Close()
+}

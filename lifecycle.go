@@ -145,6 +145,9 @@ func (p *pool) drain() (quiet <-chan struct{}, do todo) {
 func (p *pool) shut(now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.phase != poolClosed {
+		close(p.ended)
+	}
 	p.phase = poolClosed
 	p.dropIdleLocked(CloseTransportClosed, &do)
 	for _, h := range p.hosts {

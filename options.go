@@ -384,9 +384,9 @@ func WithDialContext(dial func(ctx context.Context, network, addr string) (net.C
 }
 
 // WithDialTLSContext replaces the dialer for https requests. It returns a
-// connection on which the handshake is done or is done by itself;
-// WithTLSConfig and WithTLSHandshakeTimeout are not applied to it. nil means to
-// dial and to handshake as usual.
+// connection on which the handshake is done or is done by itself; WithTLSConfig
+// is not applied to it, and WithTLSHandshakeTimeout only to a *tls.Conn. nil
+// means to dial and to handshake as usual.
 func WithDialTLSContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
 	return func(c *config) error {
 		c.dialTLSContext = dial

@@ -25,6 +25,8 @@ type pool struct {
 	// onTimer runs in the timer's goroutine. Set in newPool; never changed.
 	onTimer func()
 	base    time.Time // moments are kept as durations since; never changed
+	// ended is closed by shut, which may be called more than once.
+	ended chan struct{}
 
 	// mu guards every field below, every host, waiter and dial, and every
 	// conn's guarded fields. It is a leaf: nothing that blocks, and no
@@ -99,7 +101,7 @@ type want struct {
 
 func newPool(cfg *config, onTimer func()) *pool {
 	return &pool{
-		cfg: cfg, onTimer: onTimer, base: time.Now(),
+		cfg: cfg, onTimer: onTimer, base: time.Now(), ended: make(chan struct{}),
 		hosts:   make(map[hostkey.Key]*host),
 		watched: make(map[uint64]*conn),
 		budget:  retryBudget{share: cfg.retry.Budget},

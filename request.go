@@ -146,6 +146,8 @@ func checkRequest(req *http.Request) error {
 		return fmt.Errorf("keepalive: unsupported protocol scheme %q", req.URL.Scheme)
 	case req.URL.Host == "":
 		return errors.New("keepalive: no Host in request URL")
+	case req.ContentLength > 0 && req.Body == nil:
+		return fmt.Errorf("keepalive: Request.ContentLength=%d with nil Body", req.ContentLength)
 	case req.Method != "" && !httpguts.ValidHeaderFieldName(req.Method):
 		return fmt.Errorf("keepalive: invalid method %q", req.Method)
 	}
@@ -168,7 +170,7 @@ func requestTarget(req *http.Request) (host, target string, err error) {
 		return "", "", fmt.Errorf("keepalive: invalid Host: %w", err)
 	}
 	if !httpguts.ValidHostHeader(host) {
-		return "", "", errors.New("keepalive: invalid Host header")
+		host = "" // as net/http: clients of Unix sockets put a path there (golang/go#61431)
 	}
 	host = removeZone(host)
 	target = req.URL.RequestURI()
@@ -211,7 +213,7 @@ func (cl *call) takeBody() error {
 		return nil
 	}
 	cl.length = req.ContentLength
-	if cl.length == 0 {
+	if te := req.TransferEncoding; cl.length == 0 || len(te) > 0 && te[0] == "chunked" {
 		cl.length = -1
 	}
 	cl.body = newRequestBody(req.Body)
@@ -295,6 +297,9 @@ func (cl *call) rewind() error {
 	if err != nil {
 		return &marked{"request body: GetBody: " + err.Error(), []error{ErrRequestBody, err}}
 	}
+	if rc == nil {
+		return &marked{"request body: GetBody returned nothing", []error{ErrRequestBody}}
+	}
 	cl.body = newRequestBody(rc)
 	return nil
 }
@@ -354,6 +359,7 @@ func (cl *call) watchCancel() {
 		case <-ch:
 			end(canceledRequest())
 		case <-ctx.Done():
+		case <-cl.t.pool.ended:
 		}
 	})
 }

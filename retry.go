@@ -24,8 +24,8 @@ type RetryPolicy struct {
 	// The last one always uses a freshly dialed connection.
 	MaxRetries int
 	// Budget bounds retries to a share of requests, so that an outage does not
-	// multiply its own load: 0.2 allows one retry for every five requests, and
-	// always ten a second. 0 means no bound. Not counted are requests of which
+	// multiply its own load: 0.2 allows one retry for every five requests,
+	// always ten a second, and 256 saved up. 0 means no bound. Not counted are requests of which
 	// nothing was sent, and connections that ended after an idle pause: they
 	// are the ordinary race of keep-alive and add no load.
 	Budget float64

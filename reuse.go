@@ -237,8 +237,6 @@ type ending struct {
 	leftover bool
 	// requestSent: the whole request was accepted by the socket.
 	requestSent bool
-	// interrupted: the context ended, or Close cut it off, even if too late.
-	interrupted bool
 }
 
 // judgeEnd adds what the end of an exchange tells to the verdict v on its
@@ -247,8 +245,6 @@ func judgeEnd(v verdict, e ending) verdict {
 	switch {
 	case e.leftover:
 		return drop(CloseProtocolError)
-	case e.interrupted:
-		return drop(CloseCanceled)
 	case !v.Keep:
 		return v
 	case !e.bodyDone:

@@ -91,7 +91,6 @@ func TestJudgeEnd(t *testing.T) {
 		{"leftover beats the head", drop(CloseServerRequest), ending{bodyDone: true, leftover: true}, CloseProtocolError},
 		{"body unread", keep, ending{requestSent: true}, CloseUnreadBody},
 		{"request unsent", keep, ending{bodyDone: true}, CloseRequestUnsent},
-		{"interrupted", keep, ending{bodyDone: true, requestSent: true, interrupted: true}, CloseCanceled},
 	} {
 		t.Run(tt.name, func(t *testing.T) { require.Equal(t, tt.want, judgeEnd(tt.v, tt.e).reason) })
 	}

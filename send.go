@@ -145,7 +145,7 @@ func (s *sender) run() {
 // send writes the body. Errors of the body itself set bodyErr.
 func (s *sender) send() error {
 	cl := s.ex.cl
-	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && s.body.first == nil {
+	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && int64(mem.Len()) == cl.length && s.body.first == nil {
 		s.finishing.Store(true)
 		_, err := mem.WriteTo(s.ex.c.nc)
 		return err
@@ -177,8 +177,13 @@ var errStopped = errors.New("sending was stopped")
 func (s *sender) sendLength(buf []byte) error {
 	want := s.ex.cl.length
 	for sent := int64(0); sent < want; {
-		// One byte more than is due shows a body that is too long.
-		n, err := s.read(buf[:min(int64(len(buf)), want-sent+1)])
+		// The last read asks for one byte more than is due: that shows a body
+		// that is too long.
+		room := int64(len(buf)) - 1
+		if rest := want - sent; rest <= room {
+			room = rest + 1
+		}
+		n, err := s.read(buf[:room])
 		switch {
 		case sent+int64(n) > want:
 			return s.fail(&marked{bodyLengthText(want, sent+int64(n)) + " or more", []error{ErrRequestBody}})

@@ -70,7 +70,7 @@ func (t *Transport) release(c *conn, now time.Time, v verdict, cl *call, last bo
 		c.park(t.tasks.run, func() { t.perform(t.pool.peerGone(c)) })
 	}
 	reason, do := t.pool.release(c, now, v, last)
-	if cl.trace != nil && cl.trace.PutIdleConn != nil && last {
+	if cl.trace != nil && cl.trace.PutIdleConn != nil && last && cl.last != CloseKeepAlivesDisabled {
 		var err error
 		if reason != CloseNone {
 			err = fmt.Errorf("keepalive: connection not kept: %v", reason)
@@ -105,6 +105,7 @@ func (t *Transport) begin(do todo) {
 	}
 	for _, c := range do.interrupt {
 		c.cut.Store(true)
+		t.unwatch(c)
 		c.sc.Interrupt()
 		t.tasks.run(func() { _ = c.sc.Close() }) // its owner only lets go of it
 	}

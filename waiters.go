@@ -73,8 +73,17 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 func (p *pool) assignLocked(d *dial, w *waiter) {
 	h := w.host
 	h.orphans.Remove(&d.orphan)
-	h.starving.Remove(&w.hungry)
+	p.feedLocked(w)
 	d.waiter, w.dial = w, d
+}
+
+// feedLocked notes that w does not starve any more.
+func (p *pool) feedLocked(w *waiter) {
+	h := w.host
+	h.starving.Remove(&w.hungry)
+	if h.starving.Len() == 0 {
+		p.blocked.Remove(&h.blocked)
+	}
 }
 
 // fillLocked starts dials for the starving waiters of h, as far as the limits
@@ -123,7 +132,7 @@ func (p *pool) freedLocked(h *host, do *todo) {
 func (p *pool) leaveLocked(w *waiter, now time.Time) {
 	h := w.host
 	h.waiters.Remove(&w.inLine)
-	h.starving.Remove(&w.hungry)
+	p.feedLocked(w)
 	p.waiting--
 	p.all.WaitTime += now.Sub(w.since)
 	h.WaitTime += now.Sub(w.since)

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Client is the client's side of a scenario.
@@ -81,6 +82,23 @@ func (c *Client) Do(req *http.Request) *http.Response {
 	return resp
 }
 
+// Via is Do through an http.Client, which may close a request body once more.
+func (c *Client) Via(hc *http.Client, req *http.Request) {
+	c.T.Helper()
+	name := c.next()
+	resp, err := hc.Do(req)
+	c.Note(name("error"), classes(err))
+	if err == nil {
+		c.noteHead(resp, name)
+		body, err := io.ReadAll(resp.Body)
+		c.Note(name("body"), digest(body))
+		c.Note(name("body error"), classes(err))
+		c.Note(name("close error"), classes(resp.Body.Close()))
+		c.Note(name("trailer"), fmt.Sprintf("%q", resp.Trailer))
+	}
+	c.noteBody(req, name)
+}
+
 // noteEnd closes resp and notes what is only known at the end.
 func (c *Client) noteEnd(req *http.Request, resp *http.Response, name func(string) string) {
 	c.Note(name("close error"), classes(resp.Body.Close()))
@@ -129,11 +147,25 @@ func (c *Client) noteBody(req *http.Request, name func(string) string) {
 	if !ok {
 		return
 	}
+	if b.hang != nil {
+		state := "open"
+		select {
+		case <-b.closed:
+			state = "closed"
+		default:
+		}
+		c.Note(name("request body at the end"), state)
+		close(b.hang)
+	}
+	state := "closed"
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
 	case <-b.closed:
-		c.Note(name("request body"), "closed")
-	case <-c.Server.done:
+	case <-timer.C:
+		state = "never closed"
 	}
+	c.Note(name("request body"), state)
 }
 
 // noteBodies checks at the end what net/http does not promise.
@@ -174,8 +206,8 @@ func snapshot(req *http.Request) any {
 // reads from.
 type Body struct {
 	r io.Reader
-	// hang makes Read wait for Close once r is at its end.
-	hang bool
+	// hang makes Read wait for Close, or for hang, once r is at its end.
+	hang chan struct{}
 
 	mu     sync.Mutex
 	closes int
@@ -193,8 +225,11 @@ func (b *Body) Read(p []byte) (int, error) {
 	}
 	b.mu.Unlock()
 	n, err := b.r.Read(p)
-	if b.hang && errors.Is(err, io.EOF) {
-		<-b.closed
+	if b.hang != nil && errors.Is(err, io.EOF) {
+		select {
+		case <-b.closed:
+		case <-b.hang:
+		}
 		return 0, errBody
 	}
 	return n, err
@@ -211,8 +246,8 @@ func (b *Body) Close() error {
 }
 
 var (
-	errBody  = errors.New("difftest: the body fails")     //nolint:gochecknoglobals // a constant
-	errCause = errors.New("difftest: a cause of our own") //nolint:gochecknoglobals // a constant
+	errBody  = errors.New("difftest: the body fails")
+	errCause = errors.New("difftest: a cause of our own")
 )
 
 const (

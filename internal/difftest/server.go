@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,12 +32,13 @@ type Server struct {
 	Addr string
 	// Scheme is "http" or "https".
 	Scheme string
-	// Arrived has a value for each request head that has arrived.
+	// Arrived has a value for each time that a scenario's server says so.
 	Arrived chan struct{}
 
+	turn  chan struct{} // for server and client to take turns
 	t     testing.TB
 	serve func(*Exchange)
-	ln    net.Listener
+	lns   []net.Listener
 	cert  *tls.Certificate
 	root  *x509.Certificate
 	done  chan struct{} // closed when the scenario is over
@@ -54,21 +56,29 @@ func newServer(t testing.TB, scheme string, serve func(*Exchange)) *Server {
 	if serve == nil {
 		serve = answer(ok)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t, "tcp", "127.0.0.1:0")
 	s := &Server{
 		Addr: ln.Addr().String(), Scheme: scheme, Arrived: make(chan struct{}, 100),
-		t: t, serve: serve, ln: ln, done: make(chan struct{}),
+		turn: make(chan struct{}, 10),
+		t:    t, serve: serve, lns: []net.Listener{ln}, done: make(chan struct{}),
 	}
 	s.cert, s.root = certificate()
 	s.watch = time.AfterFunc(patience, func() {
 		t.Error("the scenario hangs; its connections are cut")
 		s.cut()
 	})
-	s.wg.Go(s.accept)
+	s.wg.Go(func() { s.accept(ln) })
 	return s
+}
+
+func listen(t testing.TB, network, addr string) net.Listener {
+	t.Helper()
+	var lc net.ListenConfig
+	ln, err := lc.Listen(t.Context(), network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ln
 }
 
 // certificate is that of httptest, for 127.0.0.1, ::1 and example.com.
@@ -83,20 +93,20 @@ var certificate = sync.OnceValues(func() (*tls.Certificate, *x509.Certificate) {
 func (s *Server) ClientTLS() *tls.Config {
 	pool := x509.NewCertPool()
 	pool.AddCert(s.root)
-	return &tls.Config{RootCAs: pool} //nolint:gosec // as net/http's default
+	return &tls.Config{RootCAs: pool}
 }
 
 // URL returns the URL of path on the server.
 func (s *Server) URL(path string) string { return s.Scheme + "://" + s.Addr + path }
 
-func (s *Server) accept() {
+func (s *Server) accept(ln net.Listener) {
 	for {
-		nc, err := s.ln.Accept()
+		nc, err := ln.Accept()
 		if err != nil {
 			return
 		}
 		if s.Scheme == "https" {
-			nc = tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{*s.cert}}) //nolint:gosec // as net/http's default
+			nc = tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{*s.cert}})
 		}
 		s.mu.Lock()
 		s.conns = append(s.conns, nc)
@@ -114,7 +124,6 @@ func (s *Server) talk(nc net.Conn, conn int) {
 		if !x.readHead() {
 			return
 		}
-		s.Arrived <- struct{}{}
 		s.serve(x)
 		if x.over {
 			return
@@ -123,9 +132,20 @@ func (s *Server) talk(nc net.Conn, conn int) {
 	}
 }
 
+// Unix makes the server listen on a Unix socket, too, and returns its path.
+func (s *Server) Unix() string {
+	path := filepath.Join(s.t.TempDir(), "s")
+	ln := listen(s.t, "unix", path)
+	s.lns = append(s.lns, ln)
+	s.wg.Go(func() { s.accept(ln) })
+	return path
+}
+
 // cut ends all connections and the listener.
 func (s *Server) cut() {
-	_ = s.ln.Close()
+	for _, ln := range s.lns {
+		_ = ln.Close()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.conns {
@@ -171,6 +191,7 @@ type Exchange struct {
 	s        *Server
 	nc       net.Conn
 	br       *bufio.Reader
+	step     int64 // of the client, when the request arrived
 	bodyRead bool
 	over     bool
 }
@@ -178,7 +199,7 @@ type Exchange struct {
 // note notes a fact of the client's step; once more for each time that the
 // request was sent again.
 func (x *Exchange) note(what, value string) {
-	x.s.note(fmt.Sprintf("%d sent %s", x.s.step.Load(), what), value)
+	x.s.note(fmt.Sprintf("%d sent %s", x.step, what), value)
 }
 
 func (x *Exchange) readHead() bool {
@@ -190,8 +211,10 @@ func (x *Exchange) readHead() bool {
 			return false
 		}
 	}
-	x.Head = b.String()
+	x.Head, x.step = b.String(), x.s.step.Load()
 	head := strings.ReplaceAll(x.Head, x.s.Addr, "ADDR")
+	_, port, _ := strings.Cut(x.s.Addr, ":")
+	head = strings.ReplaceAll(head, "localhost:"+port, "localhost:PORT")
 	on := "a new connection"
 	if x.N > 1 {
 		on = "a used connection"
