@@ -53,8 +53,8 @@ func (p *pool) expiresAt(c *conn) time.Duration {
 		return 0
 	}
 	since := c.idleSince.Sub(p.base)
-	if c.idleLimit > math.MaxInt64-max(since, 0) {
-		return 0 // centuries from now
+	if c.idleLimit > math.MaxInt64/2-max(since, 0) {
+		return 0 // more than a century from now
 	}
 	return max(since+c.idleLimit, 1)
 }

@@ -1,0 +1,217 @@
+package keepalive
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive/internal/netfake"
+)
+
+const halfBody = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
+
+func open(t *testing.T, tr *Transport, cancel <-chan struct{}) *http.Response {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a/", nil)
+	require.NoError(t, err)
+	req.Cancel = cancel //nolint:staticcheck // SA1019: http.Client sets it
+	resp, err := tr.RoundTrip(req)
+	require.NoError(t, err)
+	return resp
+}
+
+func TestCloseDoesNotWaitForBodies(t *testing.T) {
+	for _, cancel := range []chan struct{}{nil, make(chan struct{})} {
+		bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+			reply(n, t, "a:80", func(_, _ int, _ *http.Request) string { return halfBody })
+			if cancel != nil {
+				cancel = make(chan struct{}) // of this bubble
+			}
+			resp := open(t, tr, cancel)
+			require.NoError(t, tr.Close())
+			require.Zero(t, n.Open())
+			require.NoError(t, resp.Body.Close())
+		})
+	}
+}
+
+// TestBlockedHostIsForgotten: a host whose waiter was served holds no claim on
+// the next connection that is released.
+func TestBlockedHostIsForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", func(_, _ int, _ *http.Request) string {
+			time.Sleep(time.Second)
+			return ok("")
+		})
+		for range 3 {
+			var wg sync.WaitGroup
+			for range 2 {
+				wg.Go(func() { mustGet(t, tr, "http://a/") })
+			}
+			wg.Wait()
+		}
+		require.Equal(t, 1, n.Dials())
+	}, WithMaxConns(1))
+}
+
+// wrappedEOF is a connection of a user's that wraps its errors.
+type wrappedEOF struct{ net.Conn }
+
+func (c wrappedEOF) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		err = fmt.Errorf("wrapped: %w", err)
+	}
+	return n, err
+}
+
+func TestWrappedEOFIsNoEndOfABody(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", func(_, req int, _ *http.Request) string { return halfBody })
+		n.OnDial(func(c *netfake.Conn) {
+			go func() {
+				time.Sleep(time.Second)
+				_ = c.Peer().Close()
+			}()
+		})
+		tr.dialer.cfg.dialContext = wrapDial(n)
+		resp := open(t, tr, nil)
+		b, err := io.ReadAll(resp.Body)
+		require.Error(t, err)
+		require.Equal(t, "half", string(b))
+		require.Equal(t, uint64(1), tr.Stats().TotalClosed())
+	})
+}
+
+func wrapDial(n *netfake.Net) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := n.Dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return wrappedEOF{c}, nil
+	}
+}
+
+func TestBodyReadTimeoutInsideAChunkHeader(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", func(_, _ int, _ *http.Request) string {
+			return "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5"
+		})
+		resp := open(t, tr, nil)
+		_, err := io.ReadAll(resp.Body)
+		require.ErrorIs(t, err, ErrBodyReadTimeout)
+	}, WithBodyReadTimeout(time.Second))
+}
+
+func TestHugeIdleTimeout(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", connNumber)
+		mustGet(t, tr, "http://a/")
+		time.Sleep(time.Hour)
+		require.Equal(t, "0", mustGet(t, tr, "http://a/"))
+	}, WithIdleConnTimeout(math.MaxInt64), WithMaxConnLifetime(0))
+}
+
+func TestConnectTunnelIsNotPooled(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", connNumber)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodConnect, "http://a/", nil)
+		require.NoError(t, err)
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, "1", mustGet(t, tr, "http://a/"))
+	})
+}
+
+// TestGetBodyIsChecked: a body that GetBody returns for another attempt must
+// be the same as the first, or a rest of it would be the next request.
+func TestGetBodyIsChecked(t *testing.T) {
+	for name, again := range map[string]func() (io.ReadCloser, error){
+		"longer": func() (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader("abcDELETE /smuggled HTTP/1.1\r\nHost: a\r\n\r\n")), nil
+		},
+		"nothing": func() (io.ReadCloser, error) { return nil, nil },
+		"error":   func() (io.ReadCloser, error) { return nil, errors.New("gone") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+				var paths []string
+				reply(n, t, "a:80", func(conn, req int, r *http.Request) string {
+					paths = append(paths, r.URL.Path)
+					if conn == 0 && req == 1 {
+						return ""
+					}
+					return ok("")
+				})
+				mustGet(t, tr, "http://a/warm")
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://a/put", io.MultiReader(strings.NewReader("abc")))
+				require.NoError(t, err)
+				req.ContentLength, req.GetBody = 3, again
+				_, err = tr.RoundTrip(req)
+				require.ErrorIs(t, err, ErrRequestBody)
+				synctest.Wait()
+				require.NotContains(t, paths, "/smuggled")
+			})
+		})
+	}
+}
+
+func TestGzipReadAfterClose(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		var packed bytes.Buffer
+		zw := gzip.NewWriter(&packed)
+		_, _ = io.WriteString(zw, "hello, hello, hello")
+		_ = zw.Close()
+		reply(n, t, "a:80", func(_, _ int, _ *http.Request) string { return ok(packed.String(), "Content-Encoding: gzip") })
+		resp := open(t, tr, nil)
+		require.True(t, resp.Uncompressed)
+		_, err := io.ReadFull(resp.Body, make([]byte, 5))
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		_, err = resp.Body.Read(make([]byte, 5))
+		require.ErrorIs(t, err, http.ErrBodyReadAfterClose)
+	})
+}
+
+func TestLengthWithoutBodyIsRefused(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://a/", nil)
+		require.NoError(t, err)
+		req.ContentLength = 5
+		_, err = tr.RoundTrip(req)
+		require.ErrorContains(t, err, "ContentLength=5 with nil Body")
+		require.Zero(t, n.Dials())
+	})
+}
+
+func TestWroteRequestHearsOfTheError(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		n.Serve(t, "a:80", func(c *netfake.Conn) { _, _ = bufio.NewReader(c).Peek(1) })
+		broken := errors.New("broken")
+		n.OnDial(func(c *netfake.Conn) { c.FailWrites(0, broken) })
+		var got []error
+		trace := &httptrace.ClientTrace{WroteRequest: func(i httptrace.WroteRequestInfo) { got = append(got, i.Err) }}
+		ctx := httptrace.WithClientTrace(ContextWithOptions(t.Context(), NoRetry()), trace)
+		_, err := fetch(ctx, tr, "GET", "http://a/")
+		require.ErrorIs(t, err, broken)
+		require.Len(t, got, 1)
+		require.ErrorIs(t, got[0], broken)
+	})
+}
