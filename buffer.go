@@ -49,39 +49,21 @@ func inMemory(body io.Reader) memReader {
 	return nil
 }
 
-// buffer is a pooled slice of bytes.
+// buffer is a pooled slice of bytes, for bodies.
 type buffer struct{ b []byte }
 
-const (
-	bufferSize    = 32 << 10
-	maxBufferKept = 64 << 10
-	smallSize     = 4 << 10
-)
+const bufferSize = 32 << 10
 
-var (
-	bufferPool = sync.Pool{New: func() any { return &buffer{make([]byte, 0, bufferSize)} }} //nolint:gochecknoglobals // shared by nature
-	smallPool  = sync.Pool{New: func() any { return &buffer{make([]byte, 0, smallSize)} }}  //nolint:gochecknoglobals // shared by nature
-)
+var bufferPool = sync.Pool{ //nolint:gochecknoglobals // shared by nature
+	New: func() any { return &buffer{make([]byte, 0, bufferSize)} },
+}
 
-// getBuffer returns an empty buffer of bufferSize, for bodies.
-func getBuffer() *buffer { return fromPool(&bufferPool) }
-
-// getSmall returns an empty buffer of smallSize, for heads.
-func getSmall() *buffer { return fromPool(&smallPool) }
-
-func fromPool(p *sync.Pool) *buffer {
-	b, _ := p.Get().(*buffer)
+// getBuffer returns an empty buffer of bufferSize.
+func getBuffer() *buffer {
+	b, _ := bufferPool.Get().(*buffer)
 	b.b = b.b[:0]
 	return b
 }
 
 // free gives b back; it must not be used after.
-func (b *buffer) free() {
-	switch n := cap(b.b); {
-	case n > maxBufferKept:
-	case n >= bufferSize:
-		bufferPool.Put(b)
-	default:
-		smallPool.Put(b)
-	}
-}
+func (b *buffer) free() { bufferPool.Put(b) }

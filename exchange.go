@@ -151,13 +151,13 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	}
 	ex.arm()
 	ex.inHeader = true
-	buf := getSmall()
-	defer buf.free()
-	buf.b = cl.appendHead(buf.b, c)
+	// What is written is made in the buffer for the answer, which is empty
+	// until all of it has been written.
+	head := cl.appendHead(ex.rd.Space()[:0], c)
 	if oneStep {
-		return ex.writeRead(buf.b, fresh)
+		return ex.writeRead(head, fresh)
 	}
-	_, err = c.nc.Write(buf.b)
+	_, err = c.nc.Write(head)
 	ex.traceWrote(err)
 	if err != nil {
 		return CloseNone, PhaseWrite, ex.earlyAnswer(err)

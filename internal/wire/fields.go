@@ -215,9 +215,13 @@ func buildHeader(text string, fields []field) http.Header {
 	for i, f := range fields {
 		name := text[f.name:f.nameEnd]
 		value := text[f.value:f.valueEnd]
-		if earlier := h[name]; earlier != nil {
-			h[name] = append(earlier, value)
-			continue
+		// Names are told apart by a map, but for few fields a look at the
+		// ones before is quicker.
+		if len(fields) > fewFields || seen(text, fields[:i], name) {
+			if earlier := h[name]; earlier != nil {
+				h[name] = append(earlier, value)
+				continue
+			}
 		}
 		// Capacity 1, so that appending to one name's values cannot
 		// write over another's.
@@ -225,4 +229,17 @@ func buildHeader(text string, fields []field) http.Header {
 		h[name] = values[i : i+1 : i+1]
 	}
 	return h
+}
+
+// fewFields is up to how many fields are searched one by one.
+const fewFields = 12
+
+// seen reports whether one of fields has that name.
+func seen(text string, fields []field, name string) bool {
+	for _, f := range fields {
+		if f.nameEnd-f.name == len(name) && text[f.name:f.nameEnd] == name {
+			return true
+		}
+	}
+	return false
 }
