@@ -30,46 +30,51 @@ func echoID(x *faultserver.Exchange) {
 func TestCloseRace(t *testing.T) {
 	const idle = 30 * time.Millisecond
 	srv := faultserver.New(t, echoID, faultserver.WithIdleTimeout(idle))
-	for _, tt := range []struct {
-		method, key string
-		mayFail     bool
-	}{
-		{http.MethodGet, "", false}, {http.MethodPut, "", false},
-		{http.MethodDelete, "", false}, {http.MethodPost, "key", false}, {http.MethodPost, "", true},
+	for _, tt := range []idleRace{
+		{http.MethodGet, "", false},
+		{http.MethodPut, "", false},
+		{http.MethodDelete, "", false},
+		{http.MethodPost, "key", false},
+		{http.MethodPost, "", true},
 	} {
 		t.Run(tt.method+tt.key, func(t *testing.T) {
 			tr := open(t, keepalive.WithPoolKey(func(r *http.Request) string { return r.Header.Get("X-Worker") }))
-			lost := raceIdle(t, tr, srv, tt.method, tt.key, idle, tt.mayFail)
+			lost := tt.run(t, tr, srv, idle)
 			t.Logf("lost %d of 400, %d retries", lost, tr.Stats().Retries)
 		})
 	}
 	t.Run("POST with a shorter idle timeout", func(t *testing.T) {
 		tr := open(t, keepalive.WithIdleConnTimeout(idle/2),
 			keepalive.WithPoolKey(func(r *http.Request) string { return r.Header.Get("X-Worker") }))
-		require.Zero(t, raceIdle(t, tr, srv, http.MethodPost, "", idle, false))
+		require.Zero(t, idleRace{http.MethodPost, "", false}.run(t, tr, srv, idle))
 		require.Zero(t, tr.Stats().Retries)
 	})
 }
 
-// raceIdle makes 400 requests, each of them when the server is about to end
-// the connection, and returns how many were lost. None may run twice unless
-// it may be repeated.
-func raceIdle(t *testing.T, tr *keepalive.Transport, srv *faultserver.Server, method, key string, idle time.Duration, mayFail bool) int64 {
+// idleRace is a kind of request whose connection the server is about to end.
+type idleRace struct {
+	method, key string
+	mayFail     bool // it cannot be repeated
+}
+
+// run makes 400 requests and returns how many were lost. None may run twice
+// unless it may be repeated.
+func (r idleRace) run(t *testing.T, tr *keepalive.Transport, srv *faultserver.Server, idle time.Duration) int64 {
 	t.Helper()
 	var lost atomic.Int64
 	crew(t, 400, 20, func(worker, i int) error {
 		elapse(idle + time.Duration(i%21-10)*10*time.Microsecond)
 		q := question{
-			method: method, url: srv.URL + "/race", id: fmt.Sprint(t.Name(), i), worker: fmt.Sprint(worker),
+			method: r.method, url: srv.URL + "/race", id: fmt.Sprint(t.Name(), i), worker: fmt.Sprint(worker),
 		}
-		if key != "" {
+		if r.key != "" {
 			q.key = q.id
 		}
-		if method != http.MethodGet {
+		if r.method != http.MethodGet {
 			q.body = strings.NewReader("body")
 		}
 		err := q.own(t.Context(), tr)
-		if err != nil && mayFail && errors.Is(err, keepalive.ErrServerClosedIdle) {
+		if err != nil && r.mayFail && errors.Is(err, keepalive.ErrServerClosedIdle) {
 			lost.Add(1)
 			err = nil
 		}
@@ -78,7 +83,7 @@ func raceIdle(t *testing.T, tr *keepalive.Transport, srv *faultserver.Server, me
 	ran := map[string]int{}
 	for _, e := range srv.Log() {
 		ran[e.ID]++
-		if mayFail {
+		if r.mayFail {
 			require.Equal(t, 1, ran[e.ID], "%s ran twice", e.ID)
 		}
 	}
@@ -88,6 +93,7 @@ func raceIdle(t *testing.T, tr *keepalive.Transport, srv *faultserver.Server, me
 // TestKeepAliveHintBehindARelay: requests at the server's own limit, 20 ms
 // away.
 func TestKeepAliveHintBehindARelay(t *testing.T) {
+	t.Parallel()
 	const idle = 2 * time.Second
 	for _, tt := range []struct {
 		name, header, method string
