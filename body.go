@@ -7,11 +7,12 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/keepalive-http/keepalive/internal/wire"
 )
 
-// body is the response body of an exchange. It owns the connection until the
-// last byte has been read, unless the whole body came with the head: then it
-// owns a buffer and nothing else.
+// body is the response body of an exchange that did not arrive whole with the
+// head. It owns the connection until the last byte has been read.
 //
 // Read and Close may be called at the same time; Close ends a Read that waits.
 type body struct{ ex *exchange }
@@ -31,7 +32,7 @@ func (b body) Read(p []byte) (int, error) {
 	case len(p) == 0:
 		return 0, nil
 	}
-	if d := ex.cl.limit.bodyRead; d > 0 && !ex.released {
+	if d := ex.cl.limit.bodyRead; d > 0 {
 		ex.setRead(after(time.Now(), d, ErrBodyReadTimeout))
 	}
 	n, err := ex.body.Read(p)
@@ -71,20 +72,15 @@ func (b body) Close() error {
 
 // complete ends the exchange: its body has been read to the end.
 func (ex *exchange) complete() {
-	if !ex.released {
-		ex.finish(time.Now(), ending{
-			bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent(),
-		})
-	}
+	ex.finish(time.Now(), ending{
+		bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent(),
+	})
 	ex.rd.Free()
 }
 
 // failBody ends the exchange because reading its body failed with err, and
 // returns the error for the user.
 func (ex *exchange) failBody(err error) error {
-	if ex.released { // everything had arrived: this cannot happen
-		bugf("reading a buffered body: %v", err)
-	}
 	out := &outcome{gotByte: true}
 	e := ex.error(PhaseBody, nil)
 	var reason CloseReason
@@ -110,10 +106,6 @@ func (ex *exchange) requestStopped() {
 // closeEarly ends the exchange although its body has not been read. What has
 // arrived is taken at once, a short rest in the background.
 func (ex *exchange) closeEarly() {
-	if ex.released {
-		ex.rd.Free()
-		return
-	}
 	ex.unwatch() // the user is done with it: its context ends soon, too
 	limit := ex.t.cfg.drainBytes
 	sending := ex.sender != nil && !ex.sender.isDone()
@@ -172,6 +164,48 @@ func (ex *exchange) abandon() {
 	ex.requestStopped()
 	ex.rd.Free()
 	ex.finish(time.Now(), ending{requestSent: true})
+}
+
+// wholeBody is a response body that arrived whole with its head. It owns a
+// buffer and nothing else, so nothing in it waits. Read and Close may be called
+// at the same time.
+type wholeBody struct {
+	mu   sync.Mutex
+	rd   *wire.Reader // nil: given back
+	body wire.Body
+	err  error // what Read returns when nothing is left
+}
+
+// Read reads from the body. Its errors are io.EOF and
+// http.ErrBodyReadAfterClose.
+func (b *wholeBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil || len(p) == 0 {
+		return 0, b.err
+	}
+	n, err := b.body.Read(p)
+	if err != nil {
+		b.endLocked(err)
+	}
+	return n, err
+}
+
+// Close ends the body. It always returns nil.
+func (b *wholeBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endLocked(http.ErrBodyReadAfterClose)
+	return nil
+}
+
+// endLocked gives the buffer back, once.
+func (b *wholeBody) endLocked(err error) {
+	b.err = err
+	if b.rd != nil {
+		b.rd.Free()
+		b.rd = nil
+	}
 }
 
 // upgraded is the body of a 101 answer: the connection itself, which is the

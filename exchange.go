@@ -31,8 +31,10 @@ type exchange struct {
 	gotFirst bool      // the trace has heard of the first byte
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
-	// stopWatch ends the watch of the context.
+	// stopWatch ends the watch of the context. watchRan: interrupt has been
+	// started by it, and may still be about to look at the exchange.
 	stopWatch func() bool
+	watchRan  bool
 
 	// mu makes {is this still our connection?, act on it} one step. It is a
 	// leaf.
@@ -365,14 +367,17 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 		ex.finish(now, ending{bodyDone: true, leftover: ex.rd.Buffered() > 0, requestSent: ex.requestSent()})
 		ex.rd.Free()
 		resp.Body = http.NoBody
+		ex.cl.spent = ex.alone()
 		return resp, nil
 	}
-	resp.Body = body{ex}
 	if (ex.sender == nil || ex.sender.isDone()) && ex.body.Whole() {
 		leftover := ex.body.WholeLeftover() > 0
 		ex.rd.Detach()
+		resp.Body = &wholeBody{rd: ex.rd, body: ex.body}
 		ex.finish(now, ending{bodyDone: true, leftover: leftover, requestSent: ex.requestSent()})
+		ex.cl.spent = ex.alone()
 	} else {
+		resp.Body = body{ex}
 		ex.setRead(deadline{})
 	}
 	if ex.cl.gzip {
@@ -380,6 +385,10 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 	}
 	return resp, nil
 }
+
+// alone reports whether, now that it has been given back, nobody but its own
+// goroutine can look at the exchange or its call.
+func (ex *exchange) alone() bool { return ex == &ex.cl.one && ex.sender == nil && !ex.watchRan }
 
 // requestSent ends the sending of the request and reports whether all of it
 // was sent.
@@ -451,7 +460,7 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 
 func (ex *exchange) unwatch() {
 	if ex.stopWatch != nil {
-		ex.stopWatch()
+		ex.watchRan = !ex.stopWatch()
 		ex.stopWatch = nil
 	}
 }

@@ -215,3 +215,22 @@ func TestWroteRequestHearsOfTheError(t *testing.T) {
 		require.ErrorIs(t, got[0], broken)
 	})
 }
+
+// TestBodyLongerThanAnnounced: also where the announced length ends at the end
+// of a buffer.
+func TestBodyLongerThanAnnounced(t *testing.T) {
+	for _, n := range []int64{10, bufferSize - 1, bufferSize, bufferSize + 1, 2 * bufferSize} {
+		bubble(t, func(t *testing.T, net *netfake.Net, tr *Transport) {
+			reply(net, t, "a:80", connNumber)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://a/", io.LimitReader(endless{}, n+1))
+			require.NoError(t, err)
+			req.ContentLength = n
+			_, err = tr.RoundTrip(req)
+			require.ErrorIs(t, err, ErrRequestBody, n)
+		})
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }

@@ -61,7 +61,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	return cl.run()
+	resp, err := cl.run()
+	cl.recycle()
+	return resp, err
 }
 
 // release gives a leased connection back to the pool.

@@ -135,15 +135,19 @@ func brokenBodies() (list []Scenario) {
 		}},
 	}
 	for _, r := range rows {
-		list = append(list, Scenario{Name: "broken body " + r.name, Run: func(c *Client) {
-			c.Do(c.Request("POST", "/", r.body(), r.edit))
-		}, Differs: []Difference{
+		differs := []Difference{
 			{"1 sent head", "*", "*", cut},
 			{"1 sent body", "*", "*", cut},
 			{"1 sent trailer", "*", "*", cut},
 			{"1 sent on", "*", "*", cut},
 			{"connections", "*", "*", "ours dials nothing for a request that cannot be sent"},
-		}})
+		}
+		if r.name == "much longer" {
+			differs = append(differs, Difference{"1 *", "*", "*", "net/http sends what was announced, and may be answered before it looks for more"})
+		}
+		list = append(list, Scenario{Name: "broken body " + r.name, Run: func(c *Client) {
+			c.Do(c.Request("POST", "/", r.body(), r.edit))
+		}, Differs: differs})
 	}
 	return list
 }

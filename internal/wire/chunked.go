@@ -172,7 +172,7 @@ func parseTrailer(block []byte) (http.Header, error) {
 	if oddity == oddityBareLF {
 		return nil, malformed("bare LF in the trailer section")
 	}
-	h := buildHeader(string(block), fields)
+	h := buildHeader(string(block), fields, nil)
 	for name := range h {
 		switch name {
 		case "Connection", "Content-Length", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade":

@@ -209,9 +209,14 @@ func validBytes(b []byte) bool {
 
 // buildHeader makes a header of fields, whose positions are in text. Names and
 // values are parts of text.
-func buildHeader(text string, fields []field) http.Header {
+//
+// values is room for the values; more is made if need be.
+func buildHeader(text string, fields []field, values []string) http.Header {
 	h := make(http.Header, len(fields))
-	values := make([]string, len(fields))
+	if len(fields) > cap(values) {
+		values = make([]string, len(fields))
+	}
+	values = values[:len(fields)]
 	for i, f := range fields {
 		name := text[f.name:f.nameEnd]
 		value := text[f.value:f.valueEnd]

@@ -117,15 +117,16 @@ func parseHead(head []byte, lines int, method string) (Head, error) {
 		return Head{}, err
 	}
 	text := string(head)
-	resp := &http.Response{
+	mem := new(answer)
+	mem.resp = http.Response{
 		Status:     text[st.status:st.end],
 		StatusCode: st.code,
 		Proto:      text[:protoSize],
 		ProtoMajor: 1,
 		ProtoMinor: st.minor,
-		Header:     buildHeader(text, fields),
+		Header:     buildHeader(text, fields, mem.values[:0]),
 	}
-	h := Head{Response: resp, Size: len(head), Oddity: st.oddity}
+	h := Head{Response: &mem.resp, Size: len(head), Oddity: st.oddity}
 	if h.Oddity == "" {
 		h.Oddity = oddity
 	}
@@ -133,6 +134,13 @@ func parseHead(head []byte, lines int, method string) (Head, error) {
 		return Head{}, err
 	}
 	return h, nil
+}
+
+// answer is a response and the values of its header, if they are few: one
+// allocation.
+type answer struct {
+	resp   http.Response
+	values [6]string
 }
 
 // statusLine says what the first line holds and where.
