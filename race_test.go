@@ -252,3 +252,28 @@ func TestPeersHangUp(t *testing.T) {
 	t.Logf("%d connections: closed in %v, all gone %v later", n, closed.Sub(start), time.Since(closed))
 	require.Equal(t, uint64(n), tr.Stats().Closed[keepalive.ClosePeerClosed])
 }
+
+// TestLateCancelsHitNobody: contexts that end while, or just after, their
+// answer arrives, and bodies that are closed late, are nothing to the requests
+// that follow on the same connections, in the same recycled memory.
+func TestLateCancelsHitNobody(t *testing.T) {
+	srv := faultserver.New(t, echoID)
+	tr := open(t)
+	var canceled atomic.Int64
+	crew(t, counts(8000, 200000), 16, func(_, i int) error {
+		ctx, cancel := context.WithCancel(t.Context())
+		if i%2 == 0 {
+			time.AfterFunc(time.Duration(i%40)*10*time.Microsecond, cancel)
+		}
+		q := question{method: http.MethodGet, url: srv.URL, id: fmt.Sprint(i)}
+		err := q.own(ctx, tr)
+		cancel()
+		if i%2 == 0 && errors.Is(err, context.Canceled) {
+			canceled.Add(1)
+			err = nil
+		}
+		return err
+	})
+	t.Logf("%d canceled in time, %d connections", canceled.Load(), tr.Stats().Opened)
+	require.Zero(t, tr.Stats().InUse)
+}
