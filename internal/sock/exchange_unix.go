@@ -197,7 +197,7 @@ func (c *Conn) stepWrite(fd uintptr) (done bool) {
 
 func (c *Conn) stepRead(fd uintptr) (done bool) {
 	for {
-		n, err := syscall.Read(int(fd), c.in)
+		n, err := readNow(fd, c.in)
 		if err == syscall.EINTR {
 			continue
 		}
@@ -257,7 +257,7 @@ func writeOnce(fd uintptr, p []byte) (int, syscall.Errno) {
 func peek(fd uintptr) State {
 	var b [1]byte
 	for {
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		n, err := recvPeek(fd, b[:])
 		switch {
 		case err == nil && n > 0:
 			return Readable

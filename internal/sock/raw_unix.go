@@ -1,0 +1,14 @@
+//go:build darwin || dragonfly || freebsd || (linux && !amd64 && !arm64) || netbsd || openbsd
+
+package sock
+
+import "syscall"
+
+// readNow reads from a non-blocking socket.
+func readNow(fd uintptr, p []byte) (int, error) { return syscall.Read(int(fd), p) }
+
+// recvPeek looks at what has arrived, without taking it.
+func recvPeek(fd uintptr, p []byte) (int, error) {
+	n, _, err := syscall.Recvfrom(int(fd), p, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return n, err
+}
