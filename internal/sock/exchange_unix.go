@@ -198,7 +198,7 @@ func (c *Conn) stepWrite(fd uintptr) (done bool) {
 func (c *Conn) stepRead(fd uintptr) (done bool) {
 	for {
 		n, err := readNow(fd, c.in)
-		if err == syscall.EINTR {
+		if err == syscall.EINTR { //nolint:errorlint // a bare errno
 			continue
 		}
 		c.n, c.errno = max(n, 0), errnoOf(err)
@@ -261,9 +261,9 @@ func peek(fd uintptr) State {
 		switch {
 		case err == nil && n > 0:
 			return Readable
-		case err == syscall.EAGAIN:
+		case err == syscall.EAGAIN: //nolint:errorlint // a bare errno
 			return Quiet
-		case err != syscall.EINTR:
+		case err != syscall.EINTR: //nolint:errorlint // a bare errno
 			return Ended // err is nil for a FIN
 		}
 	}

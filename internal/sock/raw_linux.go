@@ -27,5 +27,5 @@ func rawResult(n uintptr, errno syscall.Errno) (int, error) {
 	if errno != 0 {
 		return 0, errno
 	}
-	return int(n), nil //nolint:gosec // at most the length of a slice
+	return int(n), nil
 }
