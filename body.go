@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"sync"
 	"time"
-
-	"github.com/keepalive-http/keepalive/internal/wire"
 )
 
 // body is the response body of an exchange that did not arrive whole with the
@@ -164,48 +162,6 @@ func (ex *exchange) abandon() {
 	ex.requestStopped()
 	ex.rd.Free()
 	ex.finish(time.Now(), ending{requestSent: true})
-}
-
-// wholeBody is a response body that arrived whole with its head. It owns a
-// buffer and nothing else, so nothing in it waits. Read and Close may be called
-// at the same time.
-type wholeBody struct {
-	mu   sync.Mutex
-	rd   *wire.Reader // nil: given back
-	body wire.Body
-	err  error // what Read returns when nothing is left
-}
-
-// Read reads from the body. Its errors are io.EOF and
-// http.ErrBodyReadAfterClose.
-func (b *wholeBody) Read(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.err != nil || len(p) == 0 {
-		return 0, b.err
-	}
-	n, err := b.body.Read(p)
-	if err != nil {
-		b.endLocked(err)
-	}
-	return n, err
-}
-
-// Close ends the body. It always returns nil.
-func (b *wholeBody) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.endLocked(http.ErrBodyReadAfterClose)
-	return nil
-}
-
-// endLocked gives the buffer back, once.
-func (b *wholeBody) endLocked(err error) {
-	b.err = err
-	if b.rd != nil {
-		b.rd.Free()
-		b.rd = nil
-	}
 }
 
 // upgraded is the body of a 101 answer: the connection itself, which is the

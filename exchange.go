@@ -372,8 +372,7 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 	}
 	if (ex.sender == nil || ex.sender.isDone()) && ex.body.Whole() {
 		leftover := ex.body.WholeLeftover() > 0
-		ex.rd.Detach()
-		resp.Body = &wholeBody{rd: ex.rd, body: ex.body}
+		resp.Body = head.TakeWhole(&ex.body)
 		ex.finish(now, ending{bodyDone: true, leftover: leftover, requestSent: ex.requestSent()})
 		ex.cl.spent = ex.alone()
 	} else {

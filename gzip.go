@@ -13,7 +13,8 @@ import (
 // unpack makes a gzip response that we asked for look as if it had never been
 // packed.
 func unpack(resp *http.Response) {
-	if !strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+	coding := resp.Header["Content-Encoding"] // the parser made it canonical
+	if len(coding) == 0 || !strings.EqualFold(coding[0], "gzip") {
 		return
 	}
 	resp.Header.Del("Content-Encoding")

@@ -245,8 +245,8 @@ func (c *Conn) opError(op string, errno syscall.Errno) error {
 func writeOnce(fd uintptr, p []byte) (int, syscall.Errno) {
 	p = p[:min(len(p), maxWrite)]
 	for {
-		n, err := syscall.Write(int(fd), p)
-		if err == syscall.EINTR {
+		n, err := writeNow(fd, p)
+		if err == syscall.EINTR { //nolint:errorlint // a bare errno
 			continue
 		}
 		return max(n, 0), errnoOf(err)

@@ -12,3 +12,6 @@ func recvPeek(fd uintptr, p []byte) (int, error) {
 	n, _, err := syscall.Recvfrom(int(fd), p, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 	return n, err
 }
+
+// writeNow writes to a non-blocking socket.
+func writeNow(fd uintptr, p []byte) (int, error) { return syscall.Write(int(fd), p) }

@@ -23,6 +23,8 @@ type Head struct {
 	// Oddity is "", or why a connection that sent this head must not be used
 	// again although the response is accepted.
 	Oddity string
+
+	mem *answer
 }
 
 const (
@@ -126,7 +128,7 @@ func parseHead(head []byte, lines int, method string) (Head, error) {
 		ProtoMinor: st.minor,
 		Header:     buildHeader(text, fields, mem.values[:0]),
 	}
-	h := Head{Response: &mem.resp, Size: len(head), Oddity: st.oddity}
+	h := Head{Response: &mem.resp, Size: len(head), Oddity: st.oddity, mem: mem}
 	if h.Oddity == "" {
 		h.Oddity = oddity
 	}
@@ -136,11 +138,12 @@ func parseHead(head []byte, lines int, method string) (Head, error) {
 	return h, nil
 }
 
-// answer is a response and the values of its header, if they are few: one
-// allocation.
+// answer is a response, the values of its header if they are few, and its body
+// if that arrives with the head: one allocation.
 type answer struct {
 	resp   http.Response
 	values [6]string
+	whole  WholeBody
 }
 
 // statusLine says what the first line holds and where.
