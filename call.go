@@ -28,8 +28,7 @@ func (cl *call) run() (*http.Response, error) {
 		if err != nil {
 			return nil, cl.abort(err)
 		}
-		unused := c.served == 0 && !c.wasIdle
-		resp, out := cl.t.newExchange(cl, c, now).roundTrip(unused)
+		resp, out := c.roundTrip(cl, c, now)
 		if out == nil {
 			return resp, nil
 		}
@@ -76,9 +75,9 @@ func (cl *call) failure(out *outcome) failure {
 	return failure{
 		RetryInfo: RetryInfo{
 			Request: cl.req, Err: e, Attempt: cl.attempt, Reused: e.Reused, IdleTime: e.IdleTime,
-			BytesWritten: e.BytesWritten, Timeout: e.Timeout(),
+			BytesWritten: e.BytesWritten, Timeout: e.Timeout(), Refused: out.refused,
 		},
-		stale: out.stale, gotByte: out.gotByte, bodyErr: out.bodyErr, canceled: out.canceled,
+		stale: out.stale, gotByte: out.gotByte, final: out.final || out.bodyErr, canceled: out.canceled,
 		rewindable: cl.rewindable(), noRetry: cl.opts.noRetry,
 	}
 }
@@ -90,7 +89,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 		now = time.Now()
 	}
 	if cl.trace != nil && cl.trace.GetConn != nil {
-		cl.trace.GetConn(cl.key.Addr())
+		cl.trace.GetConn(cl.firstHop())
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
 	t.perform(do)
@@ -104,7 +103,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 		return nil, now, cl.error(PhaseAcquire, err)
 	}
 	if cl.trace != nil && cl.trace.GotConn != nil {
-		cl.trace.GotConn(c.gotConn())
+		cl.trace.GotConn(cl.t.pool.lease(c).gotConn(c))
 	}
 	return c, now, nil
 }
@@ -151,13 +150,16 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 
 // error makes err an *Error of this call, or completes the one that it is.
 func (cl *call) error(phase Phase, err error) error {
-	e, ok := err.(*Error) //nolint:errorlint // the outermost one
-	if !ok {
+	e := &Error{Phase: phase, Err: err}
+	switch known := err.(type) { //nolint:errorlint // the outermost one
+	case *Error: // others may have it, too: a dial can be for several requests
+		*e = *known
+	default:
 		if err == ErrClosed || err == nil { //nolint:errorlint // our own sentinel
 			return err
 		}
-		e = &Error{Phase: phase, Host: cl.key.String(), Err: err}
 	}
+	e.Host = cl.hostName()
 	e.Attempts, e.Elapsed = max(cl.attempt, 1), time.Since(cl.start)
 	return e
 }
@@ -173,13 +175,13 @@ func (cl *call) abort(err error) error {
 }
 
 // gotConn describes c to the trace.
-func (c *conn) gotConn() httptrace.GotConnInfo {
-	info := httptrace.GotConnInfo{Conn: c.nc, Reused: c.served > 0, WasIdle: c.wasIdle && c.idleFor > 0}
+func (l lease) gotConn(c *conn) httptrace.GotConnInfo {
+	info := httptrace.GotConnInfo{Conn: c.nc, Reused: l.served > 0, WasIdle: l.wasIdle && l.idleFor > 0}
 	if c.nc == net.Conn(c.sc) {
 		info.Conn = c.sc.NetConn()
 	}
 	if info.WasIdle {
-		info.IdleTime = c.idleFor
+		info.IdleTime = l.idleFor
 	}
 	return info
 }

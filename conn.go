@@ -3,6 +3,7 @@ package keepalive
 import (
 	"crypto/tls"
 	"net"
+	"net/http"
 	"os"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,18 @@ import (
 	"github.com/keepalive-http/keepalive/internal/queue"
 	"github.com/keepalive-http/keepalive/internal/sock"
 )
+
+// protocol is what is spoken on a connection. dial.go chooses it, and nobody
+// asks which one it is.
+type protocol interface {
+	// roundTrip sends the request of cl on c, which was leased to it at now,
+	// and gives the lease back: with the end of the response's body, or before
+	// it returns.
+	roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome)
+	// close closes c's socket, which nobody uses. Nothing in it waits for the
+	// peer.
+	close(c *conn)
+}
 
 // connState is who owns a connection. pool.moveLocked makes every move.
 //
@@ -29,7 +42,8 @@ type connState uint8
 
 const (
 	// stateLeased: one exchange owns it, and until its last byte the response
-	// body that came of it. Only they read, write and give it back.
+	// body that came of it. Only they read, write and give it back. One whose
+	// protocol has room for more (capacity) has several users.
 	stateLeased connState = iota
 	// stateIdle: the pool owns it. Nobody reads or writes; the watcher hears
 	// that the peer is gone, a peek looks without taking.
@@ -77,9 +91,10 @@ func mayBecome(from, to connState) bool {
 // it is most of what an idle connection costs.
 type conn struct {
 	// Set when it is dialed; never changed.
-	sc   *sock.Conn // what we dialed, with a look at its socket
-	nc   net.Conn   // what HTTP is spoken over: sc, or TLS on it
-	tls  *tls.ConnectionState
+	sc  *sock.Conn // what we dialed, with a look at its socket
+	nc  net.Conn   // what HTTP is spoken over: sc, or TLS on it
+	tls *tls.ConnectionState
+	protocol
 	host *host
 	id   uint64 // unique in its Transport, the watcher's token
 
@@ -87,10 +102,10 @@ type conn struct {
 	dialedAt time.Time
 	life     time.Duration // how long after dialedAt it may be used; 0: any
 
-	// The owner's: of the exchange while leased.
+	// The owner's: of the exchange while leased, if it is the only one.
 	parked *parkedRead
 	rtt    time.Duration // the shortest round trip seen; 0: none
-	served int           // exchanges begun
+	served int           // requests begun; the pool counts them
 
 	// Guarded by pool.mu.
 	inPool, inHost queue.Elem[*conn]
@@ -101,6 +116,8 @@ type conn struct {
 	lookAt         time.Duration // when reap looks at it, after pool.base
 	left           int           // requests it may still serve; -1: any
 	heapIndex      int32         // in pool.expiry; -1: not there
+	users          int32         // requests that it is leased to
+	capacity       int32         // how many there may be at a time
 
 	// cut is set by Close before it interrupts the connection.
 	cut atomic.Bool
@@ -113,8 +130,14 @@ type conn struct {
 	peer10 bool
 
 	// Guarded by pool.mu.
-	wasIdle     bool // it has been idle before
-	peerGone    bool
+	wasIdle  bool // it has been idle before
+	peerGone bool
+	// silent: a request timed out without a byte from the peer. It gets no
+	// other one until the peer has been heard.
+	silent bool
+	// settling: its capacity is about to be heard.
+	settling    bool
+	retired     CloseReason // why it gets no more requests; CloseNone: it does
 	state       connState
 	limitReason CloseReason // what idleLimit stands for
 	reason      CloseReason
@@ -131,6 +154,9 @@ func (c *conn) setIdle(now time.Time, idleTimeout time.Duration) {
 	if c.hintIdle > 0 {
 		c.limitIdle(c.hintIdle, CloseIdleTimeout)
 	}
+	if c.silent {
+		c.limitIdle(silentIdleTimeout, CloseSuspect)
+	}
 	if c.life > 0 {
 		// At least a nanosecond: 0 would mean no limit.
 		c.limitIdle(max(c.life-now.Sub(c.dialedAt), 1), CloseLifetime)
@@ -144,13 +170,18 @@ func (c *conn) limitIdle(d time.Duration, reason CloseReason) {
 	}
 }
 
+// hasRoom reports whether c may have one more user. Guarded by pool.mu.
+func (c *conn) hasRoom() bool {
+	return c.users < c.capacity && !c.silent && (c.left < 0 || int(c.users) < c.left)
+}
+
 // expired returns why c may not be used at now, or CloseNone. The wall clock
 // counts too: it goes on while a laptop sleeps. Guarded by pool.mu.
 func (c *conn) expired(now time.Time) CloseReason {
 	if c.life > 0 && now.Sub(c.dialedAt) >= c.life {
 		return CloseLifetime
 	}
-	if c.idleLimit == 0 || now.Sub(c.idleSince) < c.idleLimit && now.Round(0).Sub(c.idleSince.Round(0)) < c.idleLimit {
+	if c.users > 0 || c.idleLimit == 0 || now.Sub(c.idleSince) < c.idleLimit && now.Round(0).Sub(c.idleSince.Round(0)) < c.idleLimit {
 		return CloseNone
 	}
 	return c.limitReason
@@ -308,8 +339,8 @@ func (c *conn) unpark() CloseReason {
 	return heard(r.n, r.err)
 }
 
-// shutDown closes the socket. close_notify is sent if there is room for it;
-// nothing waits for the peer.
+// shutDown closes the socket. TLS's close_notify is sent if there is room for
+// it.
 func (c *conn) shutDown() {
 	c.sc.SetNonblock(true)
 	_ = c.nc.Close()

@@ -5,13 +5,14 @@
 //	t, err := keepalive.New()
 //	client := t.Client()
 //
-// This version speaks HTTP/1.1 directly to the host: no HTTP/2, no proxies.
+// This version speaks HTTP/1.1, directly or through HTTP and SOCKS proxies: no
+// HTTP/2.
 //
 // # The road of a request
 //
 //	RoundTrip(req)
 //	  prepare    check the request before a byte is sent; find its pool key:
-//	             scheme, host, port, and what WithPoolKey adds
+//	             scheme, host, port, proxy, and what WithPoolKey adds
 //	  acquire    the newest idle connection, or one that becomes free, or a
 //	             dial: whichever comes first; the oldest waiter first
 //	  exchange   look whether the connection still lives, write the request,
@@ -61,7 +62,8 @@
 //	transport.go         New, RoundTrip and its steps, Shutdown, Close
 //	options.go           the options and their defaults; migrate.go: FromTransport
 //	pool.go, expiry.go   who may have a connection, and until when
-//	conn.go, dial.go     one connection; how it comes to be
+//	conn.go              one connection
+//	dial.go, proxy.go    how it comes to be: a stream, TLS, the protocol
 //	request.go, send.go  a request as it is sent; its body
 //	exchange.go          one request and its answer on one connection
 //	body.go, gzip.go     the answer's body, and a 101's connection

@@ -45,6 +45,8 @@ var (
 	ErrAcquireTimeout error = timeoutError("timeout waiting for a free connection")
 	// ErrDialTimeout: the connection was not set up within WithDialTimeout.
 	ErrDialTimeout error = timeoutError("timeout dialing")
+	// ErrProxyConnectTimeout: WithProxyConnectTimeout passed.
+	ErrProxyConnectTimeout error = timeoutError("timeout waiting for the proxy to connect")
 	// ErrTLSHandshakeTimeout: WithTLSHandshakeTimeout passed.
 	ErrTLSHandshakeTimeout error = timeoutError("timeout in the TLS handshake")
 	// ErrWriteTimeout: not a byte of the request could be sent for
@@ -74,9 +76,12 @@ type Phase uint8
 const (
 	// PhaseAcquire: waiting for a connection.
 	PhaseAcquire Phase = iota
-	// PhaseDial: setting up the connection, name resolution included.
+	// PhaseDial: setting up the connection, to the host or its proxy, name
+	// resolution included.
 	PhaseDial
-	// PhaseTLS: the TLS handshake.
+	// PhaseProxy: getting the proxy to connect to the host (CONNECT, SOCKS).
+	PhaseProxy
+	// PhaseTLS: the TLS handshake, with the host or its proxy.
 	PhaseTLS
 	// PhaseWrite: sending the request.
 	PhaseWrite
@@ -92,6 +97,8 @@ func (p Phase) String() string {
 		return "acquire"
 	case PhaseDial:
 		return "dial"
+	case PhaseProxy:
+		return "proxy"
 	case PhaseTLS:
 		return "tls"
 	case PhaseWrite:
@@ -114,7 +121,8 @@ func (p Phase) String() string {
 type Error struct {
 	// Phase is where it happened.
 	Phase Phase
-	// Host is scheme://host:port, without user information or path.
+	// Host is scheme://host:port, without user information or path; with a
+	// proxy followed by " via " and the same of the proxy.
 	Host string
 	// RemoteAddr is the peer's address, "" without a connection.
 	RemoteAddr string

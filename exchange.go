@@ -35,11 +35,14 @@ type exchange struct {
 	// started by it, and may still be about to look at the exchange.
 	stopWatch func() bool
 	watchRan  bool
+	// hardTimer ends a body that nobody reads with the whole exchange's time.
+	hardTimer *time.Timer
 
 	// mu makes {is this still our connection?, act on it} one step. It is a
 	// leaf.
 	mu          sync.Mutex
 	released    bool     // the connection is not ours any more
+	handedOver  bool     // the response was returned, with this as its body
 	interrupted bool     // we have cut it off
 	inHeader    bool     // the head of the answer is awaited
 	armed       bool     // a deadline is set on the connection
@@ -54,9 +57,18 @@ type exchange struct {
 	closed  atomic.Bool // Close was called
 }
 
+// http1 is the protocol of this file, HTTP/1.1 and 1.0 (RFC 9112).
+type http1 struct{}
+
+func (http1) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
+	unused := c.served == 1 && !c.wasIdle
+	return cl.t.newExchange(cl, c, now).roundTrip(unused)
+}
+
+func (http1) close(c *conn) { c.shutDown() }
+
 // newExchange begins an exchange on c, which was leased at now.
 func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
-	c.served++
 	ex := &cl.one
 	if ex.t != nil {
 		ex = new(exchange)
@@ -67,7 +79,7 @@ func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
 	ex.rd = wire.GetReader(c.nc)
 	c.sc.SetWriteTimeout(cl.limit.write)
 	if cl.ctx.Done() != nil {
-		ex.stopWatch = context.AfterFunc(cl.ctx, ex.interrupt)
+		ex.stopWatch = context.AfterFunc(cl.ctx, ex.cancel)
 	}
 	return ex
 }
@@ -90,6 +102,48 @@ func (ex *exchange) interrupt() {
 	if !ex.released {
 		ex.interrupted = true
 		ex.c.sc.Interrupt()
+	}
+}
+
+// cancel is called when the request's context has ended.
+func (ex *exchange) cancel() {
+	ex.interrupt()
+	ex.endUnread()
+}
+
+// endUnread ends a response body that was cut off, whether it is read or not:
+// the server, and whoever waits for the connection, must not have to wait for
+// the reader. A Read under way ends by itself.
+func (ex *exchange) endUnread() {
+	ex.mu.Lock()
+	handedOver := ex.handedOver
+	ex.mu.Unlock()
+	if !handedOver {
+		return
+	}
+	ex.readMu.Lock()
+	defer ex.readMu.Unlock()
+	if ex.bodyErr == nil {
+		ex.bodyErr = ex.failBody(os.ErrDeadlineExceeded)
+	}
+}
+
+// handOver makes the response body the exchange's only owner.
+func (ex *exchange) handOver() {
+	ex.setRead(deadline{})
+	ex.mu.Lock()
+	ex.handedOver = true
+	interrupted := ex.interrupted
+	ex.mu.Unlock()
+	if interrupted {
+		ex.endUnread()
+	}
+	if at := ex.cl.hard.at; !at.IsZero() {
+		ex.readMu.Lock()
+		defer ex.readMu.Unlock()
+		if ex.bodyErr == nil {
+			ex.hardTimer = time.AfterFunc(time.Until(at), ex.endUnread)
+		}
 	}
 }
 
@@ -377,7 +431,7 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 		ex.cl.spent = ex.alone()
 	} else {
 		resp.Body = body{ex}
-		ex.setRead(deadline{})
+		ex.handOver()
 	}
 	if ex.cl.gzip {
 		unpack(resp)
@@ -461,5 +515,8 @@ func (ex *exchange) unwatch() {
 	if ex.stopWatch != nil {
 		ex.watchRan = !ex.stopWatch()
 		ex.stopWatch = nil
+	}
+	if ex.hardTimer != nil {
+		ex.hardTimer.Stop()
 	}
 }

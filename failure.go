@@ -18,6 +18,10 @@ type outcome struct {
 	gotByte  bool // a byte of an answer was read
 	bodyErr  bool // the request body failed
 	canceled bool // the context, or Close, ended it
+	// refused: the peer says that it has not looked at the request.
+	refused bool
+	// final: another attempt would come to the same.
+	final bool
 	// again: the answer itself asks for another attempt.
 	again bool
 }
@@ -180,7 +184,7 @@ func writeTimeout(err error) error {
 func (ex *exchange) error(phase Phase, cause error) *Error {
 	c := ex.c
 	e := &Error{
-		Phase: phase, Host: c.host.name, RemoteAddr: remote(c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
+		Phase: phase, Host: ex.cl.hostName(), RemoteAddr: remote(c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
 		Served: c.served - 1, BytesWritten: c.sc.BytesWritten() - ex.wrote0, BytesRead: ex.rd.Total(),
 		Attempts: ex.cl.attempt, Elapsed: time.Since(ex.cl.start), Err: cause,
 	}

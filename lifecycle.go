@@ -12,6 +12,9 @@ func (p *pool) adoptLocked(h *host, c *conn, now time.Time) {
 	c.heapIndex = -1
 	c.dialedAt, c.idleSince = now, now
 	c.left = -1
+	if c.settling {
+		h.settling++
+	}
 	if n := p.cfg.maxRequestsPerConn; n > 0 {
 		c.left = n
 	}
@@ -56,6 +59,7 @@ func (p *pool) dropLocked(c *conn, reason CloseReason, do *todo) {
 	c.host.closed[reason]++
 	p.all.closed[reason]++
 	do.discard = append(do.discard, c)
+	p.settledLocked(c, do)
 }
 
 // closed notes that the socket of c is closed: its slot is free.
@@ -106,6 +110,7 @@ func (p *pool) peerGone(c *conn) (do todo) {
 		p.dropLocked(c, ClosePeerClosed, &do)
 	case stateLeased:
 		c.peerGone = true
+		p.shareLocked(c)
 	case stateClosing, stateClosed, stateDetached:
 	}
 	return do
@@ -187,6 +192,7 @@ func (p *pool) moveLocked(c *conn, to connState) {
 	switch from {
 	case stateLeased:
 		p.leased.Remove(&c.inPool)
+		h.shared.Remove(&c.inHost)
 	case stateIdle:
 		p.idleConns.Remove(&c.inPool)
 		h.idleConns.Remove(&c.inHost)

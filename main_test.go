@@ -22,6 +22,10 @@ func TestMain(m *testing.M) {
 		cheapServer()
 		return
 	}
+	// Tests name hosts that a proxy in the environment cannot know.
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} {
+		_ = os.Unsetenv(name)
+	}
 	goleak.VerifyTestMain(m)
 }
 

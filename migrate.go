@@ -5,6 +5,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 )
 
 // netHTTPMaxHeaderBytes is net/http's limit when MaxResponseHeaderBytes is 0.
@@ -15,9 +16,9 @@ const netHTTPMaxHeaderBytes = 10 << 20
 // the default of New, but "Connection: keep-alive" is not sent, as net/http
 // never sends it. src is read at New and neither changed nor kept.
 //
-// This version speaks HTTP/1.1 directly to the host: HTTP/2 settings have no
-// effect, and a request for which src.Proxy returns a proxy is refused with an
-// error. nil is refused.
+// HTTP/2 is spoken when src would do so, by our own use of net/http's HTTP/2: of
+// src.TLSNextProto only the presence of "h2" counts, and another protocol in it
+// is refused. nil is refused.
 func FromTransport(src *http.Transport) Option {
 	return func(c *config) error {
 		if src == nil {
@@ -25,7 +26,10 @@ func FromTransport(src *http.Transport) Option {
 		}
 		c.takeLimits(src)
 		c.takeDialers(src)
-		c.proxy = src.Proxy
+		c.takeProxy(src)
+		if err := c.takeProtocols(src); err != nil {
+			return err
+		}
 		c.keepAliveHeader = false
 		c.disableKeepAlives = src.DisableKeepAlives
 		c.disableCompression = src.DisableCompression
@@ -52,6 +56,51 @@ func (c *config) takeLimits(src *http.Transport) {
 	c.maxIdle = max(src.MaxIdleConns, 0)
 	c.maxIdlePerHost = cmp.Or(max(src.MaxIdleConnsPerHost, 0), http.DefaultMaxIdleConnsPerHost)
 	c.keepNoneIdle = src.MaxIdleConnsPerHost < 0
+}
+
+// takeProtocols takes over which protocols may be spoken, by net/http's rules:
+// HTTP/2 is off by default for a Transport with a TLS configuration or dial
+// function of its own.
+func (c *config) takeProtocols(src *http.Transport) error {
+	for name := range src.TLSNextProto {
+		switch name {
+		case protoHTTP2, protoHTTP1, "unencrypted_http2":
+		default:
+			return &OptionError{"FromTransport", "TLSNextProto: " + name, "want HTTP/1.1 or HTTP/2"}
+		}
+	}
+	if src.HTTP2 != nil {
+		h := *src.HTTP2
+		c.http2 = &h
+	}
+	if src.Protocols != nil {
+		c.protocols = *src.Protocols
+		return nil
+	}
+	custom := src.TLSClientConfig != nil || src.DialContext != nil || src.DialTLSContext != nil ||
+		src.Dial != nil || src.DialTLS != nil //nolint:staticcheck // SA1019: deprecated, and still in use
+	c.protocols = http.Protocols{}
+	c.protocols.SetHTTP1(true)
+	switch {
+	case src.TLSNextProto != nil:
+		c.protocols.SetHTTP2(src.TLSNextProto[protoHTTP2] != nil)
+	case src.ForceAttemptHTTP2 || !custom:
+		c.protocols.SetHTTP2(!http2Disabled())
+	}
+	return nil
+}
+
+// takeProxy takes over what has to do with proxies.
+func (c *config) takeProxy(src *http.Transport) {
+	c.proxy = src.Proxy
+	c.onProxyConnectResponse = src.OnProxyConnectResponse
+	c.proxyConnectHeader = src.GetProxyConnectHeader
+	if c.proxyConnectHeader == nil && src.ProxyConnectHeader != nil {
+		header := src.ProxyConnectHeader.Clone()
+		c.proxyConnectHeader = func(context.Context, *url.URL, string) (http.Header, error) {
+			return header.Clone(), nil
+		}
+	}
 }
 
 // takeDialers takes over the dial functions, the deprecated ones without a

@@ -9,6 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -61,7 +64,14 @@ type config struct {
 	dialContext    func(ctx context.Context, network, addr string) (net.Conn, error)
 	dialTLSContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	tlsConfig      *tls.Config
-	proxy          func(*http.Request) (*url.URL, error)
+
+	protocols http.Protocols
+	http2     *http.HTTP2Config // nil: net/http's defaults
+
+	proxy                  func(*http.Request) (*url.URL, error)
+	proxyConnectTimeout    time.Duration // 0: none
+	proxyConnectHeader     func(ctx context.Context, proxyURL *url.URL, target string) (http.Header, error)
+	onProxyConnectResponse func(ctx context.Context, proxyURL *url.URL, req *http.Request, resp *http.Response) error
 
 	disableKeepAlives   bool
 	keepAliveHeader     bool
@@ -97,14 +107,17 @@ func defaultConfig() *config {
 		tcpKeepAlive: net.KeepAliveConfig{
 			Enable: true, Idle: 15 * time.Second, Interval: 15 * time.Second, Count: 3,
 		},
-		tcpUserTimeout:  30 * time.Second,
-		keepAliveHeader: true,
-		maxHeaderBytes:  1 << 20,
-		maxInterim:      defaultMaxInterim,
-		retry:           DefaultRetryPolicy(),
-		drainBytes:      64 << 10,
-		drainTime:       100 * time.Millisecond,
-		given:           make(map[string]any),
+		tcpUserTimeout:      30 * time.Second,
+		protocols:           defaultProtocols(),
+		proxy:               proxyFromEnvironment(),
+		proxyConnectTimeout: 60 * time.Second,
+		keepAliveHeader:     true,
+		maxHeaderBytes:      1 << 20,
+		maxInterim:          defaultMaxInterim,
+		retry:               DefaultRetryPolicy(),
+		drainBytes:          64 << 10,
+		drainTime:           100 * time.Millisecond,
+		given:               make(map[string]any),
 	}
 }
 
@@ -369,8 +382,94 @@ func WithTCPUserTimeout(d time.Duration) Option {
 	return duration("WithTCPUserTimeout", d, " (0 means the system's default)", func(c *config) { c.tcpUserTimeout = d })
 }
 
+// WithProtocols sets the protocols that may be spoken. HTTP/2 over TLS is chosen
+// when the server offers it (ALPN); without TLS it is spoken only when HTTP1 is
+// not in the set, as the server must be known to speak it. Requests with an
+// Upgrade field always go over HTTP/1.1. HTTP2 has no effect when GODEBUG has
+// http2client=0. An empty set is refused. The default is HTTP/1, HTTP/2.
+func WithProtocols(p http.Protocols) Option {
+	return func(c *config) error {
+		if !p.HTTP1() && !p.HTTP2() && !p.UnencryptedHTTP2() {
+			return &OptionError{"WithProtocols", p, "want at least one protocol"}
+		}
+		c.protocols = p
+		c.protocols.SetHTTP2(p.HTTP2() && !http2Disabled())
+		return nil
+	}
+}
+
+// WithHTTP2Config sets the details of HTTP/2; see http.HTTP2Config. The default
+// is its zero value.
+func WithHTTP2Config(h http.HTTP2Config) Option {
+	return func(c *config) error {
+		c.http2 = &h
+		return nil
+	}
+}
+
+func defaultProtocols() (p http.Protocols) {
+	p.SetHTTP1(true)
+	p.SetHTTP2(!http2Disabled())
+	return p
+}
+
+// http2Disabled reports whether the environment turns net/http's HTTP/2 off.
+func http2Disabled() bool {
+	return slices.Contains(strings.Split(os.Getenv("GODEBUG"), ","), "http2client=0")
+}
+
+// WithProxy says which proxy a request goes through; a nil URL means none, and
+// an error fails the request. It is called once per request, without locks.
+// The proxy's scheme is http (or none), https, socks5 or socks5h. SOCKS proxies
+// are given host names as they are. The credentials in the URL are sent to the
+// proxy alone, and are part of what connections are kept apart by; errors and
+// Stats do not show them.
+//
+// The default is the environment's. New reads it: HTTP_PROXY, HTTPS_PROXY and
+// NO_PROXY, or their lower-case forms, with the rules of
+// http.ProxyFromEnvironment. nil means no proxy.
+func WithProxy(proxy func(*http.Request) (*url.URL, error)) Option {
+	return func(c *config) error {
+		c.proxy = proxy
+		return nil
+	}
+}
+
+// WithProxyConnectTimeout is how long a proxy may take to connect to the target
+// (CONNECT, SOCKS) once it is connected itself. The dial then fails with
+// ErrProxyConnectTimeout. 0 means no limit. The default is 60 s.
+func WithProxyConnectTimeout(d time.Duration) Option {
+	return duration("WithProxyConnectTimeout", d, " (0 means no limit)", func(c *config) { c.proxyConnectTimeout = d })
+}
+
+// WithProxyConnectHeader sets a function that returns header lines for the
+// CONNECT request to a proxy; target is host:port. Its error fails the dial.
+// Credentials in the proxy's URL replace a Proxy-Authorization that it returns.
+// nil means no more lines than needed.
+func WithProxyConnectHeader(
+	get func(ctx context.Context, proxyURL *url.URL, target string) (http.Header, error),
+) Option {
+	return func(c *config) error {
+		c.proxyConnectHeader = get
+		return nil
+	}
+}
+
+// WithOnProxyConnectResponse sets a function that sees the answer to a CONNECT
+// request, before its status is checked. Its error fails the dial. The body
+// can be read until the function returns, and there is none with status 200.
+// nil means none.
+func WithOnProxyConnectResponse(
+	on func(ctx context.Context, proxyURL *url.URL, connectReq *http.Request, connectRes *http.Response) error,
+) Option {
+	return func(c *config) error {
+		c.onProxyConnectResponse = on
+		return nil
+	}
+}
+
 // WithDialContext replaces the dialer for unencrypted connections and for the
-// TCP part of TLS. Connections that are no *net.TCPConn or *net.UnixConn, and
+// TCP part of TLS, to hosts and to proxies. Connections that are no *net.TCPConn or *net.UnixConn, and
 // do not lead to one through a NetConn method, are kept alive too, but each
 // costs a goroutine while idle. nil means the default dialer.
 //
@@ -383,10 +482,11 @@ func WithDialContext(dial func(ctx context.Context, network, addr string) (net.C
 	}
 }
 
-// WithDialTLSContext replaces the dialer for https requests. It returns a
-// connection on which the handshake is done or is done by itself; WithTLSConfig
-// is not applied to it, and WithTLSHandshakeTimeout only to a *tls.Conn. nil
-// means to dial and to handshake as usual.
+// WithDialTLSContext replaces the dialer for https requests without a proxy, and
+// for https proxies. It returns a connection on which the handshake is done or
+// is done by itself; WithTLSConfig is not applied to it, and
+// WithTLSHandshakeTimeout only to a *tls.Conn. nil means to dial and to
+// handshake as usual.
 func WithDialTLSContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
 	return func(c *config) error {
 		c.dialTLSContext = dial

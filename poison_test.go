@@ -126,6 +126,7 @@ func (p *poisoner) client(t *testing.T) *keepalive.Transport {
 	t.Helper()
 	opts := []keepalive.Option{
 		keepalive.WithMaxIdleConns(0),
+		keepalive.WithProtocols(http1Only()), // else an Upgrade has connections of its own
 		keepalive.WithPoolKey(func(r *http.Request) string { return r.Header.Get("X-Worker") }),
 	}
 	switch p.over {
@@ -136,6 +137,11 @@ func (p *poisoner) client(t *testing.T) *keepalive.Transport {
 		opts = append(opts, keepalive.WithDialTLSContext((&tls.Dialer{Config: p.ClientTLSConfig()}).DialContext))
 	}
 	return open(t, opts...)
+}
+
+func http1Only() (p http.Protocols) {
+	p.SetHTTP1(true)
+	return p
 }
 
 // wait returns when the injected bytes have arrived.

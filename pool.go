@@ -13,6 +13,10 @@ import (
 // idle: servers give up such connections early.
 const unusedIdleTimeout = 5 * time.Second
 
+// silentIdleTimeout is how long a connection may stay idle whose peer was not
+// heard while a request timed out on it, and is asked whether it is there.
+const silentIdleTimeout = 15 * time.Second
+
 // pool says who may have a connection. It decides and does nothing: what is to
 // be dialed, closed or interrupted it returns as a todo, which the caller
 // carries out with no lock held.
@@ -74,12 +78,20 @@ type host struct {
 	key       hostkey.Key
 	name      string // key as text, made once
 	idleConns queue.Queue[*conn]
+	// shared holds the connections in use that have room for more.
+	shared queue.Queue[*conn]
+	// perConn is how many requests at a time one connection is likely to take:
+	// 1 when it is known to speak HTTP/1. guessed: none has said so far. settling
+	// counts the connections that are about to say.
+	perConn, settling int
+	guessed           bool
 	// waiters holds all waiters in order of arrival; starving those of them
 	// that no dial is under way for.
 	waiters, starving queue.Queue[*waiter]
-	// orphans are dials whose waiter has left.
-	orphans queue.Queue[*dial]
-	blocked queue.Elem[*host]
+	// boarding are the dials that could be for more waiters, orphans those
+	// whose waiters have all left.
+	boarding, orphans queue.Queue[*dial]
+	blocked           queue.Elem[*host]
 }
 
 // todo is what a decision of the pool asks for. The caller carries it out
@@ -132,7 +144,11 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 		p.budget.request()
 	}
 	if !want.fresh {
-		if c := p.takeIdleLocked(h, now, &do); c != nil {
+		c := p.takeSharedLocked(h, now)
+		if c == nil {
+			c = p.takeIdleLocked(h, now, &do)
+		}
+		if c != nil {
 			return acquired{c: c}, do, nil
 		}
 	}
@@ -140,7 +156,7 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 		host: h, ctx: want.ctx, ready: make(chan grant, 1), fresh: want.fresh, since: now,
 	}
 	p.enqueueLocked(w, &do)
-	if n := p.cfg.maxWaiters; n > 0 && w.hungry.Queued() && h.starving.Len() > n {
+	if n := p.cfg.maxWaiters; n > 0 && w.starving() && h.starving.Len() > n {
 		p.leaveLocked(w, now)
 		return got, do, ErrTooManyWaiters
 	}
@@ -151,7 +167,10 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 func (p *pool) hostLocked(key hostkey.Key) *host {
 	h := p.hosts[key]
 	if h == nil {
-		h = &host{key: key, name: key.String()}
+		h = &host{key: key, name: key.String(), perConn: 1}
+		if p.cfg.mayShare(key) {
+			h.perConn, h.guessed = initialStreams, true
+		}
 		h.blocked.Value = h
 		p.hosts[key] = h
 	}
@@ -166,26 +185,73 @@ func (p *pool) forgetHostLocked(h *host) {
 	}
 }
 
+// takeSharedLocked leases a connection of h that is in use and has room.
+func (p *pool) takeSharedLocked(h *host, now time.Time) *conn {
+	for e := h.shared.Front(); e != nil; e = h.shared.Front() {
+		c := e.Value
+		if reason := p.unfitLocked(c, now); reason != CloseNone {
+			p.retireLocked(c, reason)
+			continue
+		}
+		c.idleFor = 0
+		p.lendLocked(c)
+		return c
+	}
+	return nil
+}
+
 // takeIdleLocked leases an idle connection of h that has not expired.
 func (p *pool) takeIdleLocked(h *host, now time.Time, do *todo) *conn {
-	for {
-		e := h.idleConns.Back()
-		if p.cfg.idleOrder == FIFO {
-			e = h.idleConns.Front()
-		}
-		if e == nil {
-			return nil
-		}
+	next := (*queue.Elem[*conn]).Prev
+	e := h.idleConns.Back()
+	if p.cfg.idleOrder == FIFO {
+		next = (*queue.Elem[*conn]).Next
+		e = h.idleConns.Front()
+	}
+	for e != nil {
 		c := e.Value
+		e = next(e)
 		if reason := c.expired(now); reason != CloseNone {
 			p.dropLocked(c, reason, do)
 			continue
 		}
+		if !c.hasRoom() {
+			continue
+		}
 		c.idleFor = now.Sub(c.idleSince)
 		p.moveLocked(c, stateLeased)
-		p.countReuseLocked(c, 1)
+		p.lendLocked(c)
 		return c
 	}
+	return nil
+}
+
+// lendLocked gives c, which is leased, one more user.
+func (p *pool) lendLocked(c *conn) {
+	p.countReuseLocked(c, 1)
+	c.served++
+	c.users++
+	p.shareLocked(c)
+}
+
+// shareLocked keeps c among the connections to share exactly while it is in
+// use and can take more.
+func (p *pool) shareLocked(c *conn) {
+	switch {
+	case c.host == nil: // being dialed
+	case c.users > 0 && c.hasRoom() && c.retired == CloseNone && !c.peerGone:
+		c.host.shared.Push(&c.inHost)
+	default:
+		c.host.shared.Remove(&c.inHost)
+	}
+}
+
+// retireLocked makes c, which is in use, get no more requests.
+func (p *pool) retireLocked(c *conn, reason CloseReason) {
+	if c.retired == CloseNone {
+		c.retired = reason
+	}
+	p.shareLocked(c)
 }
 
 func (p *pool) countReuseLocked(c *conn, n uint64) {
@@ -205,8 +271,13 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 	if last {
 		p.endRequestLocked()
 	}
+	c.users--
 	if v.reason != CloseNone {
-		p.dropLocked(c, v.reason, &do)
+		if c.users > 0 {
+			p.retireLocked(c, v.reason)
+		} else {
+			p.dropLocked(c, v.reason, &do)
+		}
 		if v.reason == CloseProtocolError {
 			p.suspectLocked(c.host, now, &do)
 		}
@@ -226,30 +297,31 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 	return CloseNone, do
 }
 
-// putLocked gives a leased connection to the oldest waiter that can use it, or
-// makes it idle, unless a limit says that it has to go.
+// putLocked gives a leased connection to the oldest waiters that can use it, as
+// far as it has room. With no user it becomes idle, unless a limit says that it
+// has to go.
 func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	h := c.host
-	c.setIdle(now, p.cfg.idleTimeout)
-	w := h.waiterFor(c)
-	// One that has just been dialed goes to its waiter whatever has become of
-	// it, or a server that hangs up at once would be dialed for ever.
-	if reason := p.unfitLocked(c, now); reason != CloseNone && (w == nil || c.served > 0) {
-		p.dropLocked(c, reason, do)
-		return
+	if c.users == 0 {
+		c.setIdle(now, p.cfg.idleTimeout)
 	}
-	if w != nil {
-		p.leaveLocked(w, now)
-		c.idleFor = 0
-		p.countReuseLocked(c, 1)
-		w.ready <- grant{c: c}
+	reason := p.unfitLocked(c, now)
+	p.grantLocked(c, reason, now)
+	if c.users > 0 {
+		if reason != CloseNone {
+			p.retireLocked(c, reason)
+		}
+		p.shareLocked(c)
 		return
 	}
 	switch {
+	case reason != CloseNone:
+		p.dropLocked(c, reason, do)
+		return
 	case p.phase != poolOpen:
 		p.dropLocked(c, CloseTransportClosed, do)
 		return
-	case h.starving.Len() > 0 || p.blocked.Len() > 0:
+	case h.starving.Len() > 0 && h.settling == 0 || p.blocked.Len() > 0:
 		// Somebody needs its slot, not itself.
 		p.dropLocked(c, CloseEvicted, do)
 		return
@@ -264,11 +336,30 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	}
 }
 
+// grantLocked gives c to waiters, as far as it has room. reason says why it is
+// not fit for use, if it is not.
+func (p *pool) grantLocked(c *conn, reason CloseReason, now time.Time) {
+	// One that has just been dialed goes to its waiter whatever has become of
+	// it, or a server that hangs up at once would be dialed for ever.
+	for c.hasRoom() && (reason == CloseNone || c.served == 0) {
+		w := c.host.waiterFor(c)
+		if w == nil {
+			return
+		}
+		p.leaveLocked(w, now)
+		c.idleFor = 0
+		p.lendLocked(c)
+		w.ready <- grant{c: c}
+	}
+}
+
 // unfitLocked returns why a leased connection may not be used once more.
 func (p *pool) unfitLocked(c *conn, now time.Time) CloseReason {
 	switch {
 	case p.phase == poolClosed:
 		return CloseTransportClosed
+	case c.retired != CloseNone:
+		return c.retired
 	case c.peerGone:
 		return ClosePeerClosed
 	case c.left == 0:

@@ -29,7 +29,8 @@ type bench struct {
 	giveUp  map[*dial]int // asked to be cancelled
 	closing []*conn       // asked to be closed
 	waiting []*waiter
-	leased  []*conn
+	leased  []*conn // once for each user
+	conns   []*conn // all that were dialed and are not closed
 }
 
 func newBench(t testing.TB, opts ...Option) *bench {
@@ -43,7 +44,13 @@ func newBench(t testing.TB, opts ...Option) *bench {
 	return b
 }
 
-func key(host string) hostkey.Key { return hostkey.Key{Scheme: "http", Host: host, Port: "80"} }
+// key returns the key of a host. Connections to "s" may take several requests.
+func key(host string) hostkey.Key {
+	if host == "s" {
+		return hostkey.Key{Scheme: "https", Host: host, Port: "443"}
+	}
+	return hostkey.Key{Scheme: "http", Host: host, Port: "80"}
+}
 
 func (b *bench) take(do todo) {
 	b.dials = append(b.dials, do.dial...)
@@ -63,7 +70,7 @@ func (b *bench) deliver() {
 				b.t.Fatalf("a grant of %+v", g)
 			}
 			if g.c != nil {
-				if w.fresh && g.c.served > 0 {
+				if w.fresh && g.c.capacity == 1 && g.c.served > 1 {
 					b.t.Fatal("a used connection for a request that wants a fresh one")
 				}
 				b.lease(g.c)
@@ -76,11 +83,14 @@ func (b *bench) deliver() {
 }
 
 func (b *bench) lease(c *conn) {
-	if slices.Contains(b.leased, c) || c.state != stateLeased {
+	if c.state != stateLeased || c.capacity == 1 && slices.Contains(b.leased, c) {
 		b.t.Fatalf("two owners of one connection (%v)", c.state)
 	}
-	if c.served > 0 && c.expired(b.now) != CloseNone {
+	if c.served > 1 && c.expired(b.now) != CloseNone {
 		b.t.Fatal("an expired connection was handed out")
+	}
+	if c.silent {
+		b.t.Fatal("a silent connection was handed out")
 	}
 	b.leased = append(b.leased, c)
 }
@@ -108,7 +118,11 @@ func (b *bench) dialed(d *dial, err error) *conn {
 	b.dials = remove(b.dials, d)
 	var c *conn
 	if err == nil {
-		c = &conn{checkable: true}
+		c = &conn{checkable: true, capacity: 1}
+		if b.p.cfg.mayShare(d.host.key) && b.rand.IntN(4) > 0 {
+			c.capacity, c.settling = 3, true
+		}
+		b.conns = append(b.conns, c)
 	}
 	b.take(b.p.dialed(d, c, err, b.now))
 	return c
@@ -116,13 +130,12 @@ func (b *bench) dialed(d *dial, err error) *conn {
 
 func (b *bench) release(c *conn, v verdict) {
 	b.leased = remove(b.leased, c)
-	c.served++
 	_, do := b.p.release(c, b.now, v, true)
 	b.take(do)
 }
 
 func (b *bench) closed(c *conn) {
-	b.closing = remove(b.closing, c)
+	b.closing, b.conns = remove(b.closing, c), remove(b.conns, c)
 	b.take(b.p.closed(c))
 }
 
@@ -169,9 +182,40 @@ func (b *bench) open(host string, n int) []*conn {
 	return conns
 }
 
+// checkShared checks what is known of connections with several users, and
+// returns how many connections are leased.
+func (b *bench) checkShared() (leased int) {
+	users, settling := map[*conn]int{}, map[*host]int{}
+	for _, c := range b.leased {
+		users[c]++
+	}
+	for _, c := range b.conns {
+		if int(c.users) != users[c] {
+			b.t.Fatalf("a connection has %d users, the pool says %d", users[c], c.users)
+		}
+		inShared := false
+		for e := c.host.shared.Front(); e != nil; e = e.Next() {
+			inShared = inShared || e.Value == c
+		}
+		if want := c.users > 0 && c.hasRoom() && c.retired == CloseNone && !c.peerGone; inShared != want {
+			b.t.Fatalf("a connection is shared: %v, want %v", inShared, want)
+		}
+		if c.settling {
+			settling[c.host]++
+		}
+	}
+	for _, h := range b.p.hosts {
+		if h.settling != settling[h] {
+			b.t.Fatalf("%d connections settle, the pool says %d", settling[h], h.settling)
+		}
+	}
+	return len(users)
+}
+
 // check compares the pool with what the test knows, and with itself.
 func (b *bench) check() {
 	p := b.p
+	leased := b.checkShared()
 	var sum tally
 	var waiting, idle int
 	for k, h := range p.hosts {
@@ -194,7 +238,7 @@ func (b *bench) check() {
 		b.checkHost(h)
 	}
 	got := [...]int{p.all.idle, p.all.inUse, p.all.dialing, p.all.closing, p.waiting, p.leased.Len(), p.idleConns.Len()}
-	want := [...]int{sum.idle, len(b.leased), len(b.dials), len(b.closing), len(b.waiting), len(b.leased), idle}
+	want := [...]int{sum.idle, leased, len(b.dials), len(b.closing), len(b.waiting), leased, idle}
 	if got != want {
 		b.t.Fatalf("idle, in use, dialing, closing, waiting, leased, idle: pool has %v, test has %v", got, want)
 	}
@@ -227,30 +271,35 @@ func (b *bench) checkHost(h *host) {
 	// Nobody waits without a reason.
 	full := cfg.maxConnsPerHost > 0 && h.slots() >= cfg.maxConnsPerHost
 	blocked := b.p.fullLocked() && h.slots() > 0
-	if h.starving.Len() > 0 && !full && !blocked {
+	if h.starving.Len() > 0 && !full && !blocked && !h.aboutToSay() {
 		b.t.Fatalf("%d requests starve although a dial is allowed: %+v", h.starving.Len(), h.tally)
 	}
-	if blocked && !full && h.starving.Len() > 0 && !h.blocked.Queued() {
+	if blocked && !full && h.starving.Len() > 0 && !h.blocked.Queued() && !h.aboutToSay() {
 		b.t.Fatal("a host that is held back will not be told when a slot is free")
 	}
-	assigned := 0
+	dials := map[*dial]int{}
 	for e := h.waiters.Front(); e != nil; e = e.Next() {
 		w := e.Value
-		if !w.fresh && h.idleConns.Len() > 0 {
+		if !w.fresh && h.idleConns.Len() > 0 && h.idleConns.Front().Value.hasRoom() {
 			b.t.Fatal("a request waits while a connection is idle")
 		}
-		if (w.dial == nil) != w.hungry.Queued() {
-			b.t.Fatal("a waiter has a dial and starves, or neither")
+		if !w.fresh && h.shared.Len() > 0 {
+			b.t.Fatal("a request waits while a connection has room")
+		}
+		if !w.place.Queued() {
+			b.t.Fatal("a waiter is nowhere")
 		}
 		if w.dial != nil {
-			assigned++
-			if w.dial.waiter != w {
-				b.t.Fatal("a dial is for another waiter")
-			}
+			dials[w.dial]++
 		}
 	}
-	if h.starving.Len() > 0 && h.orphans.Len() > 0 {
-		b.t.Fatal("a request starves while a dial is under way for nobody")
+	for d, n := range dials {
+		if n != d.waiters.Len() {
+			b.t.Fatalf("a dial is for %d waiters, and says %d", n, d.waiters.Len())
+		}
+	}
+	if h.starving.Len() > 0 && h.orphans.Len()+h.boarding.Len() > 0 {
+		b.t.Fatal("a request starves while a dial has room")
 	}
 	given := 0
 	for d := range b.giveUp {
@@ -258,18 +307,18 @@ func (b *bench) checkHost(h *host) {
 			given++
 		}
 	}
-	if h.dialing != assigned+h.orphans.Len()+given {
-		b.t.Fatalf("%d dials, for %d waiters, %d orphans, %d given up", h.dialing, assigned, h.orphans.Len(), given)
+	if h.dialing != len(dials)+h.orphans.Len()+given {
+		b.t.Fatalf("%d dials, %d for waiters, %d orphans, %d given up", h.dialing, len(dials), h.orphans.Len(), given)
 	}
 }
 
 // step does one thing that op and pick choose.
 func (b *bench) step(op, pick byte) {
-	hosts := []string{"a", "b", "c"}
+	hosts := []string{"a", "b", "c", "s"}
 	at := func(n int) int { return int(pick) % n }
 	switch {
 	case op < 70:
-		b.acquire(hosts[at(3)], pick > 240)
+		b.acquire(hosts[at(4)], pick > 240)
 	case op < 115 && len(b.dials) > 0:
 		b.dialed(b.dials[at(len(b.dials))], nil)
 	case op < 130 && len(b.dials) > 0:
@@ -291,9 +340,49 @@ func (b *bench) step(op, pick byte) {
 		}
 	case op < 249 && len(b.leased) > 0:
 		b.take(b.p.peerGone(b.leased[at(len(b.leased))]))
-	case op < 251:
+	case op < 250:
 		b.take(b.p.dropIdle(CloseIdleConns))
+	case len(b.conns) > 0:
+		b.shareStep(op, b.conns[at(len(b.conns))], int(pick/16))
 	}
+}
+
+// shareStep does one of the things that happen to connections with several
+// users.
+func (b *bench) shareStep(op byte, c *conn, n int) {
+	if c.state != stateLeased && c.state != stateIdle || c.capacity == 1 && !c.settling {
+		return
+	}
+	switch op {
+	case 250:
+		b.take(b.p.settled(c))
+	case 251, 252:
+		b.take(b.p.capacityChanged(c, n, b.now))
+	case 253:
+		if i := slices.Index(b.leased, c); i >= 0 {
+			b.leased = remove(b.leased, c)
+			b.take(b.p.refused(c))
+			b.p.endRequest()
+		}
+	case 254:
+		if c.users > 0 {
+			b.p.silent(c)
+		}
+	case 255:
+		b.take(b.p.heard(c, b.now))
+	}
+}
+
+// settleAll says what every connection is about to say.
+func (b *bench) settleAll() (did bool) {
+	for _, c := range b.conns {
+		if c.settling || c.silent && c.state == stateIdle {
+			did = true
+			b.take(b.p.settled(c))
+			b.take(b.p.heard(c, b.now))
+		}
+	}
+	return did
 }
 
 // settle brings everything to its end and checks that nothing is left.
@@ -306,6 +395,7 @@ func (b *bench) settle() {
 			b.closed(b.closing[0])
 		case len(b.leased) > 0:
 			b.release(b.leased[0], keptVerdict)
+		case b.settleAll():
 		case len(b.waiting) > 0:
 			b.t.Fatalf("%d requests wait for ever", len(b.waiting))
 		default:

@@ -257,6 +257,14 @@ func (s *source) defaultOf(t *testing.T, o option) string {
 	switch o.name {
 	case "FromTransport":
 		return "-"
+	case "WithProxy":
+		require.Equal(t, "proxyFromEnvironment()", s.defaults["proxy"])
+		return "the environment's"
+	case "WithProtocols":
+		require.Equal(t, "defaultProtocols()", s.defaults["protocols"])
+		return "HTTP/1, HTTP/2"
+	case "WithHTTP2Config":
+		return "its zero value"
 	case "WithIdleOrder":
 		return keepalive.IdleOrder(0).String()
 	case "WithRetryPolicy":
@@ -331,7 +339,7 @@ func durationText(v constant.Value) string {
 	switch d := time.Duration(n); {
 	case d == 0:
 		return "0"
-	case d%time.Minute == 0:
+	case d > time.Minute && d%time.Minute == 0:
 		return fmt.Sprintf("%d min", d/time.Minute)
 	case d%time.Second == 0:
 		return fmt.Sprintf("%d s", d/time.Second)

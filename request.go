@@ -1,6 +1,7 @@
 package keepalive
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type call struct {
 	hard  deadline // of the whole exchange
 
 	host, target string
+	proxyAuth    string // Proxy-Authorization for a proxy that passes it on
 	// One of inline and body at most: a small body that was read already, or
 	// one that is to be streamed.
 	inline  *buffer
@@ -66,18 +68,23 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 	if t.cfg.poolKey != nil {
 		user = t.cfg.poolKey(req)
 	}
-	key, err := hostkey.Of(req.URL, user)
+	proxyURL, err := t.cfg.proxyFor(req)
+	if err != nil {
+		return nil, err
+	}
+	key, err := hostkey.Of(req.URL, proxyURL, user)
 	if err != nil {
 		return nil, fmt.Errorf("keepalive: %w", err)
 	}
-	if err := t.checkProxy(req); err != nil {
-		return nil, err
-	}
+	key.HTTP1 = len(req.Header["Upgrade"]) > 0 && t.cfg.mayShare(key)
 	cl, _ := calls.Get().(*call)
 	cl.t, cl.req, cl.wire, cl.ctx = t, req, req, req.Context()
 	cl.key, cl.opts, cl.limit, cl.start = key, &noOptions, &t.cfg.timeouts, time.Now()
-	if cl.host, cl.target, err = requestTarget(req); err != nil {
+	if cl.host, cl.target, err = requestTarget(req, key.Forwarded()); err != nil {
 		return nil, err
+	}
+	if key.Forwarded() {
+		cl.proxyAuth = proxyAuth(proxyURL)
 	}
 	if err := cl.takeOptions(); err != nil {
 		return nil, err
@@ -139,21 +146,6 @@ func has(h http.Header, name string) bool {
 	return len(v) > 0 && v[0] != ""
 }
 
-// checkProxy refuses a request that would need a proxy.
-func (t *Transport) checkProxy(req *http.Request) error {
-	if t.cfg.proxy == nil {
-		return nil
-	}
-	u, err := t.cfg.proxy(req)
-	if err != nil {
-		return fmt.Errorf("keepalive: proxy function: %w", err)
-	}
-	if u != nil {
-		return errors.New("keepalive: the request needs a proxy, which this version does not support")
-	}
-	return nil
-}
-
 // checkRequest refuses what must not be sent, before anything is dialed.
 func checkRequest(req *http.Request) error {
 	switch {
@@ -179,8 +171,9 @@ func checkRequest(req *http.Request) error {
 	return nil
 }
 
-// requestTarget returns the value of the Host line and the request target.
-func requestTarget(req *http.Request) (host, target string, err error) {
+// requestTarget returns the value of the Host line and the request target, in
+// the absolute form for a proxy (RFC 9112 section 3.2.2).
+func requestTarget(req *http.Request, forwarded bool) (host, target string, err error) {
 	host = req.Host
 	if host == "" {
 		host = req.URL.Host
@@ -189,15 +182,18 @@ func requestTarget(req *http.Request) (host, target string, err error) {
 		return "", "", fmt.Errorf("keepalive: invalid Host: %w", err)
 	}
 	if !httpguts.ValidHostHeader(host) {
+		if forwarded {
+			return "", "", errors.New("keepalive: invalid Host")
+		}
 		host = "" // as net/http: clients of Unix sockets put a path there (golang/go#61431)
 	}
 	host = removeZone(host)
 	target = req.URL.RequestURI()
-	if req.Method == http.MethodConnect && req.URL.Path == "" {
-		target = host
-		if req.URL.Opaque != "" {
-			target = req.URL.Opaque
-		}
+	switch {
+	case forwarded && req.URL.Opaque == "":
+		target = req.URL.Scheme + "://" + host + target
+	case req.Method == http.MethodConnect && req.URL.Path == "":
+		target = cmp.Or(req.URL.Opaque, host)
 	}
 	for i := 0; i < len(target); i++ {
 		if target[i] <= ' ' || target[i] == 0x7f {
@@ -328,7 +324,7 @@ func (cl *call) rewind() error {
 func (cl *call) appendHead(dst []byte, c *conn) []byte {
 	o := wire.RequestOptions{
 		Host: cl.host, Target: cl.target, AcceptGzip: cl.gzip, ContentLength: cl.length,
-		Chunked: cl.length < 0,
+		Chunked: cl.length < 0, ProxyAuthorization: cl.proxyAuth,
 	}
 	switch cfg := cl.t.cfg; {
 	case cl.lastOn(c) != CloseNone:
@@ -346,6 +342,31 @@ func (cl *call) appendHead(dst []byte, c *conn) []byte {
 		dst = append(dst, cl.inline.b...)
 	}
 	return dst
+}
+
+// firstHop returns the host:port that a connection for cl is made to.
+func (cl *call) firstHop() string {
+	if cl.key.Proxy == "" {
+		return cl.key.Addr()
+	}
+	u, err := cl.key.ProxyURL()
+	if err != nil {
+		return ""
+	}
+	host, port, _ := hostkey.Authority(u)
+	return net.JoinHostPort(host, port)
+}
+
+// hostName names the host of cl, and its proxy, for errors.
+func (cl *call) hostName() string {
+	key := cl.key
+	if key.Forwarded() {
+		host, port, err := hostkey.Authority(cl.req.URL)
+		if err == nil {
+			key.Host, key.Port = host, port
+		}
+	}
+	return key.String()
 }
 
 // lastOn returns why this request is the last one on c, or CloseNone.

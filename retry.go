@@ -11,6 +11,7 @@ import (
 //	what happened                                  idempotent      other
 //	stale before a byte was written                another connection, not a retry
 //	write failed with zero bytes accepted          retry           retry
+//	refused: HTTP/2 stream or GOAWAY               retry           retry
 //	reused connection ended before the first byte  retry           error
 //	fresh connection ended before the first byte   error           error
 //	a response byte was read, timeout, cancelled   error           error
@@ -54,6 +55,9 @@ type RetryInfo struct {
 	// BytesWritten is how much the socket accepted. 0 proves that the server
 	// has seen nothing.
 	BytesWritten int64
+	// Refused reports whether the server said that it has not processed the
+	// request (HTTP/2: RFC 9113 section 8.7).
+	Refused bool
 	// Timeout reports whether a timeout or the end of the context caused it.
 	Timeout bool
 }
@@ -68,7 +72,7 @@ func (i RetryInfo) Safe() bool {
 	switch {
 	case i.Timeout:
 		return false
-	case i.BytesWritten == 0:
+	case i.BytesWritten == 0, i.Refused:
 		return true
 	case !i.Reused:
 		return false
@@ -95,8 +99,9 @@ type failure struct {
 	stale bool
 	// gotByte: a byte of an answer was read.
 	gotByte bool
-	// bodyErr: Request.Body itself failed.
-	bodyErr bool
+	// final: another attempt would come to the same, as when Request.Body itself
+	// has failed.
+	final bool
 	// canceled: the request's own context or Close ended it.
 	canceled bool
 	// rewindable: the body can be sent (again) from its start.
@@ -127,7 +132,7 @@ func decideRetry(f failure, p RetryPolicy, retries int) decision {
 	if f.stale && f.rewindable && !f.canceled {
 		return decision{again: true}
 	}
-	if f.gotByte || f.bodyErr || f.canceled || f.noRetry || !f.rewindable || retries >= p.MaxRetries {
+	if f.gotByte || f.final || f.canceled || f.noRetry || !f.rewindable || retries >= p.MaxRetries {
 		return decision{}
 	}
 	allow := RetryInfo.Safe

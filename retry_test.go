@@ -36,7 +36,7 @@ func TestDecideRetry(t *testing.T) {
 						bit := func(i int) bool { return bits>>i&1 == 1 }
 						f := failure{
 							RetryInfo: RetryInfo{Request: &http.Request{Method: http.MethodPost}, Reused: reused, Timeout: timeout},
-							stale:     bit(0), gotByte: bit(1), bodyErr: bit(2), canceled: bit(3), rewindable: bit(4), noRetry: bit(5),
+							stale:     bit(0), gotByte: bit(1), final: bit(2), canceled: bit(3), rewindable: bit(4), noRetry: bit(5),
 						}
 						if idempotent {
 							f.Request.Method = "PUT"
@@ -49,7 +49,7 @@ func TestDecideRetry(t *testing.T) {
 						case f.canceled:
 						case f.stale:
 							want = f.rewindable
-						case f.gotByte, f.bodyErr, timeout, !f.rewindable, f.noRetry:
+						case f.gotByte, f.final, timeout, !f.rewindable, f.noRetry:
 						case !wrote:
 							want = true
 						default:

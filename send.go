@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net/http/httptrace"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,7 +13,7 @@ import (
 // requestBody is a request body that is streamed. It is closed exactly once.
 type requestBody struct {
 	rc      io.ReadCloser
-	once    sync.Once
+	closed  atomic.Bool
 	touched bool // bytes of it may have been sent
 	// first is what a probe has read already, with its error.
 	first    []byte
@@ -25,8 +24,13 @@ type requestBody struct {
 
 func newRequestBody(rc io.ReadCloser) *requestBody { return &requestBody{rc: rc} }
 
-// close closes the body unless that was done. Safe for concurrent use.
-func (b *requestBody) close() { b.once.Do(func() { _ = b.rc.Close() }) }
+// close closes the body unless that was done, or is being done. Safe for
+// concurrent use.
+func (b *requestBody) close() {
+	if !b.closed.Swap(true) {
+		_ = b.rc.Close()
+	}
+}
 
 // read is Read of the body, behind what a probe has read.
 func (b *requestBody) read(p []byte) (int, error) {
@@ -270,7 +274,7 @@ func (s *sender) stop() {
 	if s.waitFor(stuckGrace) {
 		return
 	}
-	s.body.close() // its Read hangs: Close may end it
+	s.ex.t.tasks.run(s.body.close) // its Read hangs: Close may end it, or hang with it
 	s.waitFor(stuckGrace)
 }
 

@@ -17,9 +17,11 @@ type Stats struct {
 	// Closed counts ended connections by reason.
 	Closed map[CloseReason]uint64
 	// Hosts holds the same for each host that has a connection, a dial or a
-	// waiting request now. Its key is scheme://host:port, with what
-	// WithPoolKey returned behind it in parentheses. A host that comes back
-	// later starts from zero: the counters of the Transport do not.
+	// waiting request now. Its key is scheme://host:port, with " via " and the
+	// proxy behind it, if there is one, and what WithPoolKey returned in
+	// parentheses; http requests through an HTTP proxy share "http via" and the
+	// proxy. A host that comes back later starts from zero: the counters of the
+	// Transport do not.
 	Hosts map[string]HostStats
 }
 
@@ -106,10 +108,38 @@ func (p *pool) stats() Stats {
 		Closed:   p.all.closedByReason(),
 		Hosts:    make(map[string]HostStats, len(p.hosts)),
 	}
-	for k, h := range p.hosts {
-		s.Hosts[k.String()] = HostStats{
+	for _, h := range p.hosts {
+		// Keys that differ in a proxy's credentials alone have the same name.
+		s.Hosts[h.name] = s.Hosts[h.name].plus(HostStats{
 			Counters: h.Counters, Gauges: h.gauges(h.waiters.Len()), Closed: h.closedByReason(),
-		}
+		})
+	}
+	return s
+}
+
+// plus returns the sum of two.
+func (s HostStats) plus(o HostStats) HostStats {
+	if s.Closed == nil {
+		return o
+	}
+	s.Requests += o.Requests
+	s.Reuses += o.Reuses
+	s.Dials += o.Dials
+	s.DialErrors += o.DialErrors
+	s.Opened += o.Opened
+	s.Waits += o.Waits
+	s.WaitTime += o.WaitTime
+	s.Retries += o.Retries
+	s.StaleChecks += o.StaleChecks
+	s.Drained += o.Drained
+	s.Open += o.Open
+	s.Idle += o.Idle
+	s.InUse += o.InUse
+	s.Detached += o.Detached
+	s.Dialing += o.Dialing
+	s.Waiting += o.Waiting
+	for r, n := range o.Closed {
+		s.Closed[r] += n
 	}
 	return s
 }

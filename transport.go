@@ -19,8 +19,10 @@ type Transport struct {
 	pool    *pool
 	dialer  *dialer
 	watcher *sock.Watcher
-	lastID  atomic.Uint64
-	tasks   tasks
+	// http2Maker makes the HTTP/2 part of connections.
+	http2Maker *http.Transport
+	lastID     atomic.Uint64
+	tasks      tasks
 }
 
 var _ http.RoundTripper = (*Transport)(nil)
@@ -33,7 +35,8 @@ func New(opts ...Option) (*Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Transport{cfg: cfg, dialer: newDialer(cfg)}
+	t := &Transport{cfg: cfg, http2Maker: newHTTP2Maker(cfg)}
+	t.dialer = newDialer(cfg, t.speakHTTP2)
 	t.pool = newPool(cfg, t.reap)
 	t.watcher = sock.NewWatcher(t.hangup)
 	return t, nil
@@ -134,7 +137,7 @@ func (t *Transport) performAll(do todo) {
 // may make it wait.
 func (t *Transport) discard(c *conn) {
 	t.unwatch(c)
-	c.shutDown()
+	c.close(c)
 	t.perform(t.pool.closed(c))
 }
 
@@ -154,7 +157,8 @@ func (t *Transport) dial(d *dial) {
 		return
 	}
 	c.id = t.lastID.Add(1)
-	if c.sc.HasSocket() && sock.Watchable() && !t.cfg.disableKeepAlives {
+	// One that takes several requests at a time reads all the time.
+	if c.capacity == 1 && c.sc.HasSocket() && sock.Watchable() && !t.cfg.disableKeepAlives {
 		t.pool.watch(c)
 		c.watched = t.watcher.Add(c.sc, c.id) == nil
 	}

@@ -19,12 +19,17 @@ type waiter struct {
 	ctx  context.Context //nolint:containedctx // the dial takes its values
 	// ready receives one grant, sent under pool.mu: capacity 1, so that
 	// delivery never blocks.
-	ready          chan grant
-	inLine, hungry queue.Elem[*waiter]
-	dial           *dial // the dial under way for it, or nil
-	fresh          bool  // wants a connection that has not served
-	since          time.Time
+	ready  chan grant
+	inLine queue.Elem[*waiter]
+	dial   *dial // the dial under way for it, or nil
+	// place is among the starving, or in dial.
+	place queue.Elem[*waiter]
+	fresh bool // wants a connection that has not served
+	since time.Time
 }
+
+// starving reports whether w waits without a dial under way for it.
+func (w *waiter) starving() bool { return w.place.Queued() && w.dial == nil }
 
 // grant is what a waiter is given: a leased connection, or why there is none.
 type grant struct {
@@ -34,9 +39,11 @@ type grant struct {
 
 // dial is a dial under way. Guarded by pool.mu.
 type dial struct {
-	host   *host
-	waiter *waiter // whom it is for; nil for an orphan
-	orphan queue.Elem[*dial]
+	host *host
+	// waiters are those that it is for: as many as host.perConn. With fewer it
+	// is among the host's boarding dials, with none among the orphans.
+	waiters queue.Queue[*waiter]
+	place   queue.Elem[*dial]
 	// ctx has the values of the request that the dial was started for, not
 	// its cancellation; cancel ends it. Set when it is made; never changed.
 	ctx    context.Context //nolint:containedctx // of the dialing goroutine
@@ -47,50 +54,65 @@ type dial struct {
 // has left, or a new one.
 func (p *pool) enqueueLocked(w *waiter, do *todo) {
 	h := w.host
-	w.inLine.Value, w.hungry.Value = w, w
+	w.inLine.Value, w.place.Value = w, w
 	h.waiters.Push(&w.inLine)
-	h.starving.Push(&w.hungry)
+	h.starving.Push(&w.place)
 	p.waiting++
 	p.all.Waits++
 	h.Waits++
-	if e := h.orphans.Front(); e != nil {
-		p.assignLocked(e.Value, w)
-		return
-	}
 	p.fillLocked(h, do)
-	if !w.hungry.Queued() {
+	if !w.starving() {
 		return
 	}
 	switch {
 	case h.blocked.Queued() && p.idleConns.Len() > 0:
 		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
-	case w.fresh && h.idleConns.Len() > 0:
+	case h.idleConns.Len() > 0 && h.settling == 0: // w cannot use it
 		p.dropLocked(h.idleConns.Front().Value, CloseEvicted, do)
 	}
 }
 
-// assignLocked makes d the dial of w.
-func (p *pool) assignLocked(d *dial, w *waiter) {
-	h := w.host
-	h.orphans.Remove(&d.orphan)
-	p.feedLocked(w)
-	d.waiter, w.dial = w, d
+// boardLocked makes d the dial of starving waiters, as far as it has room.
+func (p *pool) boardLocked(d *dial) {
+	h := d.host
+	for e := h.starving.Front(); e != nil && d.waiters.Len() < max(h.perConn, 1); e = h.starving.Front() {
+		p.feedLocked(e.Value)
+		e.Value.dial = d
+		d.waiters.Push(e)
+	}
+	h.boarding.Remove(&d.place)
+	h.orphans.Remove(&d.place)
+	switch n := d.waiters.Len(); {
+	case n == 0:
+		h.orphans.Push(&d.place)
+	case n < h.perConn:
+		h.boarding.Push(&d.place)
+	}
 }
 
 // feedLocked notes that w does not starve any more.
 func (p *pool) feedLocked(w *waiter) {
 	h := w.host
-	h.starving.Remove(&w.hungry)
+	h.starving.Remove(&w.place)
 	if h.starving.Len() == 0 {
 		p.blocked.Remove(&h.blocked)
 	}
 }
 
-// fillLocked starts dials for the starving waiters of h, as far as the limits
-// allow.
+// fillLocked sees to dials for the starving waiters of h: those under way that
+// have room, and new ones as far as the limits allow. A connection that is
+// about to say how much it takes is heard first.
 func (p *pool) fillLocked(h *host, do *todo) {
 	p.blocked.Remove(&h.blocked)
-	for h.starving.Len() > 0 {
+	for _, dials := range [...]*queue.Queue[*dial]{&h.boarding, &h.orphans} {
+		for e := dials.Front(); e != nil && h.starving.Len() > 0; e = dials.Front() {
+			p.boardLocked(e.Value)
+		}
+	}
+	for h.starving.Len() > 0 && !h.aboutToSay() {
+		if p.cfg.http2 != nil && p.cfg.http2.StrictMaxConcurrentRequests && h.perConn > 1 && h.slots() > 0 {
+			return
+		}
 		if n := p.cfg.maxConnsPerHost; n > 0 && h.slots() >= n {
 			return
 		}
@@ -101,8 +123,8 @@ func (p *pool) fillLocked(h *host, do *todo) {
 		w := h.starving.Front().Value
 		d := &dial{host: h}
 		d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx)) //nolint:fatcontext // each dial has its own
-		d.orphan.Value = d
-		p.assignLocked(d, w)
+		d.place.Value = d
+		p.boardLocked(d)
 		h.dialing++
 		p.all.dialing++
 		h.Dials++
@@ -110,6 +132,10 @@ func (p *pool) fillLocked(h *host, do *todo) {
 		do.dial = append(do.dial, d)
 	}
 }
+
+// aboutToSay reports whether a connection of h is about to say how many requests
+// it takes: more are dialed only when that is not enough.
+func (h *host) aboutToSay() bool { return h.settling > 0 || h.guessed && h.dialing > 0 }
 
 // fullLocked reports whether the limit over all hosts is reached.
 func (p *pool) fullLocked() bool {
@@ -127,8 +153,8 @@ func (p *pool) freedLocked(h *host, do *todo) {
 	p.forgetHostLocked(h)
 }
 
-// leaveLocked takes w out of line, whatever became of it. Its dial goes to the
-// next waiter that has none, or goes on as an orphan.
+// leaveLocked takes w out of line, whatever became of it. Its place in its dial
+// goes to the next waiter that has none.
 func (p *pool) leaveLocked(w *waiter, now time.Time) {
 	h := w.host
 	h.waiters.Remove(&w.inLine)
@@ -136,16 +162,11 @@ func (p *pool) leaveLocked(w *waiter, now time.Time) {
 	p.waiting--
 	p.all.WaitTime += now.Sub(w.since)
 	h.WaitTime += now.Sub(w.since)
-	d := w.dial
-	if d == nil {
-		return
+	if d := w.dial; d != nil {
+		w.dial = nil
+		d.waiters.Remove(&w.place)
+		p.boardLocked(d)
 	}
-	w.dial, d.waiter = nil, nil
-	if e := h.starving.Front(); e != nil {
-		p.assignLocked(d, e.Value)
-		return
-	}
-	h.orphans.Push(&d.orphan)
 }
 
 // abandon takes w out of line because its request gives up. If it had been
@@ -160,14 +181,16 @@ func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
 		p.leaveLocked(w, now)
 		if h.orphans.Len() > maxOrphans {
 			d := h.orphans.Front().Value
-			h.orphans.Remove(&d.orphan)
+			h.orphans.Remove(&d.place)
 			do.cancel = append(do.cancel, d)
 		}
 		p.forgetHostLocked(h)
 		return dialing, do
 	}
-	if g := <-w.ready; g.c != nil {
-		p.countReuseLocked(g.c, ^uint64(0)) // it was not used after all
+	if g := <-w.ready; g.c != nil { // it was not used after all
+		g.c.users--
+		g.c.served--
+		p.countReuseLocked(g.c, ^uint64(0))
 		p.putLocked(g.c, now, &do)
 	}
 	return false, do
@@ -188,41 +211,45 @@ func (p *pool) acquireTimeout(w *waiter) error {
 func (p *pool) starved(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return w.hungry.Queued()
+	return w.starving()
 }
 
-// dialed takes over what came of d: a connection, or why there is none.
+// dialed takes over what came of d: a connection, or why there is none. A dial
+// that failed fails all that it was for.
 func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := d.host
-	h.orphans.Remove(&d.orphan)
-	w := d.waiter
-	d.waiter = nil
-	if w != nil {
-		w.dial = nil
-	}
+	h.boarding.Remove(&d.place)
+	h.orphans.Remove(&d.place)
 	h.dialing--
 	p.all.dialing--
 	if err != nil {
 		h.DialErrors++
 		p.all.DialErrors++
-		if w != nil {
+		for e := d.waiters.Front(); e != nil; e = d.waiters.Front() {
+			w := e.Value
+			d.waiters.Remove(e)
+			w.dial = nil
 			p.leaveLocked(w, now)
 			w.ready <- grant{err: err}
 		}
 		p.freedLocked(h, &do)
 		return do
 	}
-	if w != nil {
-		h.starving.Push(&w.hungry)
+	for e := d.waiters.Front(); e != nil; e = d.waiters.Front() {
+		d.waiters.Remove(e)
+		e.Value.dial = nil
+		h.starving.Push(e)
 	}
+	h.perConn, h.guessed = int(c.capacity), false
 	p.adoptLocked(h, c, now)
 	if p.phase == poolClosed {
 		p.dropLocked(c, CloseTransportClosed, &do)
 		return do
 	}
 	p.putLocked(c, now, &do)
+	p.fillLocked(h, &do)
 	return do
 }
 

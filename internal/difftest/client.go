@@ -286,6 +286,10 @@ func classes(err error) string {
 		"x509.HostnameError":               as[x509.HostnameError](err),
 		"tls.RecordHeaderError":            as[tls.RecordHeaderError](err),
 		"net.DNSError":                     as[*net.DNSError](err),
+		"proxyconnect":                     opError(err) == "proxyconnect",
+		"socks":                            opError(err) == "socks connect",
+		"says:Forbidden":                   says(err, "Forbidden"),
+		"says:Proxy-Auth":                  says(err, "Proxy Authentication Required"),
 		classTimeout:                       (&url.Error{Err: err}).Timeout(),
 	} {
 		if is {
@@ -300,6 +304,16 @@ func as[E error](err error) bool {
 	_, ok := errors.AsType[E](err)
 	return ok
 }
+
+// opError returns what the outermost *net.OpError in err says failed.
+func opError(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		return op.Op
+	}
+	return ""
+}
+
+func says(err error, end string) bool { return strings.HasSuffix(err.Error(), end) }
 
 // text returns n bytes that do not repeat too soon.
 func text(n int) []byte {

@@ -166,5 +166,6 @@ func All() []Scenario {
 		framings(), noBodies(), unasked(), interims(), expects(), gzips(), reuse(), duplex(), malformed(), odd(),
 		earlyCloses(), cancels(), timeouts(), dials(), handshakes(), limits(),
 		traces(), failedTraces(), redirects(), proxies(), streams(), upgrades(),
+		forwarded(), tunnels(), refusedTunnels(), socksProxies(), choices(),
 	)
 }

@@ -49,6 +49,7 @@ type Server struct {
 	mu    sync.Mutex // guards the rest
 	conns []net.Conn
 	facts [][2]string
+	greet func(nc net.Conn) (net.Conn, bool) // what comes before HTTP
 }
 
 func newServer(t testing.TB, scheme string, serve func(*Exchange)) *Server {
@@ -99,6 +100,13 @@ func (s *Server) ClientTLS() *tls.Config {
 // URL returns the URL of path on the server.
 func (s *Server) URL(path string) string { return s.Scheme + "://" + s.Addr + path }
 
+// greetWith runs f before HTTP on each connection.
+func (s *Server) greetWith(f func(net.Conn) (net.Conn, bool)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.greet = f
+}
+
 func (s *Server) accept(ln net.Listener) {
 	for {
 		nc, err := ln.Accept()
@@ -118,6 +126,20 @@ func (s *Server) accept(ln net.Listener) {
 
 func (s *Server) talk(nc net.Conn, conn int) {
 	defer func() { _ = nc.Close() }()
+	s.mu.Lock()
+	greet := s.greet
+	s.mu.Unlock()
+	if greet != nil {
+		behind, ok := greet(nc)
+		if !ok {
+			return
+		}
+		nc = behind
+	}
+	s.serveOn(nc, conn)
+}
+
+func (s *Server) serveOn(nc net.Conn, conn int) {
 	br := bufio.NewReader(nc)
 	for n := 1; ; n++ {
 		x := &Exchange{s: s, nc: nc, br: br, Conn: conn, N: n}

@@ -24,39 +24,101 @@ type Key struct {
 	Port string
 	// User is what the application's own key function returned.
 	User string
+	// Proxy is the URL of the proxy, with its credentials; "" for none.
+	Proxy string
+	// HTTP1 is set for requests that need HTTP/1.1 where others may get another
+	// protocol.
+	HTTP1 bool
 }
 
-// Of returns the key of u, with user as the application's part.
-// It fails for a URL without a host or with a host that is not a name.
-func Of(u *url.URL, user string) (Key, error) {
-	k := Key{Scheme: u.Scheme, User: user}
-	host, port := split(u.Host)
-	if host == "" {
-		return Key{}, errors.New("no Host in request URL")
-	}
-	if port == "" {
-		port = defaultPort(u.Scheme)
-	}
-	k.Port = port
-	host, err := Canonical(host)
+// Of returns the key of a request for u through proxy, nil for none, with user
+// as the application's part. It fails for a URL without a host or with a host
+// that is not a name.
+//
+// An HTTP proxy takes plain requests for any host on one connection: their key
+// has neither Host nor Port.
+func Of(u, proxy *url.URL, user string) (Key, error) {
+	host, port, err := Authority(u)
 	if err != nil {
 		return Key{}, err
 	}
-	k.Host = host
+	k := Key{Scheme: u.Scheme, Host: host, Port: port, User: user}
+	if proxy == nil {
+		return k, nil
+	}
+	k.Proxy = proxy.String()
+	if u.Scheme == "http" && !IsSOCKS(proxy) {
+		k.Host, k.Port = "", ""
+	}
 	return k, nil
 }
 
-// Addr returns the host:port to dial, with brackets round an IPv6 address.
+// IsSOCKS reports whether proxy is a SOCKS proxy, not an HTTP one.
+func IsSOCKS(proxy *url.URL) bool { return proxy.Scheme == "socks5" || proxy.Scheme == "socks5h" }
+
+// Forwarded reports whether requests go to an HTTP proxy in the absolute form,
+// to be passed on.
+func (k Key) Forwarded() bool { return k.Proxy != "" && k.Host == "" }
+
+// ProxyURL returns the URL that Proxy is the text of. Its error has nothing of
+// the credentials.
+func (k Key) ProxyURL() (*url.URL, error) {
+	u, err := url.Parse(k.Proxy)
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		err = ue.Err // without the URL
+	}
+	return u, err
+}
+
+// Addr returns the host:port of the target, with brackets round an IPv6
+// address.
 func (k Key) Addr() string { return net.JoinHostPort(k.Host, k.Port) }
 
-// String returns scheme://host:port, followed by the application's part in
-// parentheses when there is one.
+// String returns scheme://host:port, without the host when the key has none;
+// behind it the proxy, never with its credentials, and the application's part
+// in parentheses when there is one.
 func (k Key) String() string {
-	s := k.Scheme + "://" + k.Addr()
+	s := k.Scheme
+	if !k.Forwarded() {
+		s += "://" + k.Addr()
+	}
+	if k.Proxy != "" {
+		s += " via " + k.proxyName()
+	}
 	if k.User != "" {
 		s += " (" + k.User + ")"
 	}
 	return s
+}
+
+func (k Key) proxyName() string {
+	u, err := k.ProxyURL()
+	if err != nil {
+		return "an invalid proxy"
+	}
+	host, port, err := Authority(u)
+	if err != nil {
+		return "an invalid proxy"
+	}
+	scheme := u.Scheme
+	if scheme == "" {
+		scheme = "http"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port)
+}
+
+// Authority returns the canonical host of u, and its port or that of its
+// scheme. It allocates nothing for a host that is canonical.
+func Authority(u *url.URL) (host, port string, err error) {
+	host, port = split(u.Host)
+	if host == "" {
+		return "", "", errors.New("no Host in URL")
+	}
+	if port == "" {
+		port = defaultPort(u.Scheme)
+	}
+	host, err = Canonical(host)
+	return host, port, err
 }
 
 // Canonical returns host in lower case and ASCII. A name that is not ASCII is
@@ -103,8 +165,11 @@ func split(hostport string) (host, port string) {
 }
 
 func defaultPort(scheme string) string {
-	if scheme == "https" {
+	switch scheme {
+	case "https":
 		return "443"
+	case "socks5", "socks5h":
+		return "1080"
 	}
 	return "80"
 }

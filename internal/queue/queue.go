@@ -19,6 +19,9 @@ func (e *Elem[T]) Queued() bool { return e.queue != nil }
 // Next returns the element behind e, or nil.
 func (e *Elem[T]) Next() *Elem[T] { return e.next }
 
+// Prev returns the element before e, or nil.
+func (e *Elem[T]) Prev() *Elem[T] { return e.prev }
+
 // Queue is a first-in, first-out queue. Each operation takes constant time and
 // allocates nothing. The zero value is empty. Not safe for concurrent use: it
 // has no lock of its own.

@@ -33,9 +33,9 @@ type RequestOptions struct {
 	ContentLength int64
 	// Chunked announces chunks, and the names in the request's Trailer.
 	Chunked bool
-	// Extra has more lines to add, for a proxy. It may be nil. Connection and
-	// AcceptGzip take the place of the same names in it.
-	Extra http.Header
+	// ProxyAuthorization is the value of such a line that we add, for a proxy;
+	// "" for none. One in the request's own header stays beside it.
+	ProxyAuthorization string
 	// Trace is told each field as it is written, like
 	// httptrace.ClientTrace.WroteHeaderField. It may be nil.
 	Trace func(key string, values []string)
@@ -216,17 +216,14 @@ func collectAdded(kvs []keyValues, o *RequestOptions, closing bool) []keyValues 
 	case o.Connection == "keep-alive":
 		connection = valueKeepAlive
 	}
-	for key, values := range o.Extra {
-		if key == "Accept-Encoding" && o.AcceptGzip || key == "Connection" && connection != nil {
-			continue
-		}
-		kvs = append(kvs, keyValues{key, values})
-	}
 	if o.AcceptGzip {
 		kvs = append(kvs, keyValues{"Accept-Encoding", valueGzip})
 	}
 	if connection != nil {
 		kvs = append(kvs, keyValues{"Connection", connection})
+	}
+	if o.ProxyAuthorization != "" {
+		kvs = append(kvs, keyValues{"Proxy-Authorization", []string{o.ProxyAuthorization}})
 	}
 	return kvs
 }
