@@ -164,8 +164,9 @@ func (ex *exchange) abandon() {
 	ex.finish(time.Now(), ending{requestSent: true})
 }
 
-// upgraded is the body of a 101 answer: the connection itself, which is the
-// user's now. It begins with what had arrived behind the head.
+// upgraded is the body of a 101 answer, or of a 2xx one to CONNECT: the
+// connection itself, which is the user's now. It begins with what had arrived
+// behind the head.
 //
 // Reading, writing and closing may be concurrent, as for any net.Conn.
 type upgraded struct {
@@ -173,6 +174,8 @@ type upgraded struct {
 	closed func() // tells the pool
 	once   sync.Once
 	err    error
+	// sending is the request body that goes through a tunnel; nil: none.
+	sending *requestBody
 
 	mu    sync.Mutex // guards ahead
 	ahead []byte     // arrived already
@@ -205,6 +208,9 @@ func (u *upgraded) Close() error {
 	u.once.Do(func() {
 		u.err = u.Conn.Close()
 		u.closed()
+		if u.sending != nil {
+			u.sending.close()
+		}
 	})
 	return u.err
 }

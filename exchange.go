@@ -219,7 +219,7 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
 	}
 	switch {
-	case cl.body == nil:
+	case cl.body == nil || cl.tunnel:
 		ex.setHeaderDeadline(cl.limit.responseHeader, ErrResponseHeaderTimeout)
 	case !ex.waitsForContinue():
 		ex.startSender()
@@ -230,7 +230,7 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 // waitsForContinue reports whether the body is to be sent only when the server
 // says so, or takes its time to say anything (RFC 9110 section 10.1.1).
 func (ex *exchange) waitsForContinue() bool {
-	return ex.cl.body != nil && ex.cl.expect && ex.cl.limit.expectContinue > 0
+	return ex.cl.body != nil && !ex.cl.tunnel && ex.cl.expect && ex.cl.limit.expectContinue > 0
 }
 
 // writeRead is send and the first read in one step on a plain socket.
@@ -284,7 +284,7 @@ func (ex *exchange) traceWrote(err error) {
 	if t.WroteHeaders != nil && err == nil {
 		t.WroteHeaders()
 	}
-	if t.WroteRequest != nil && (ex.cl.body == nil || err != nil) {
+	if t.WroteRequest != nil && (ex.cl.body == nil || ex.cl.tunnel || err != nil) {
 		t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
 	}
 }
@@ -403,7 +403,14 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 		return ex.upgrade(resp)
 	}
 	if ex.cl.req.Method == http.MethodConnect && resp.StatusCode/100 == 2 {
-		head.Framing = wire.FramingClose // a tunnel (RFC 9110 section 9.3.6)
+		// A tunnel: what the head says of a body means nothing (RFC 9110 section
+		// 9.3.6).
+		resp.ContentLength, resp.TransferEncoding = -1, nil
+		if !ex.cl.tunnel {
+			ex.requestSent()
+		}
+		ex.cl.tunnelTo(ex.handToUser(resp))
+		return resp, nil
 	}
 	c.peer10 = !resp.ProtoAtLeast(1, 1)
 	now := time.Now()
@@ -447,8 +454,8 @@ func (ex *exchange) alone() bool { return ex == &ex.cl.one && ex.sender == nil &
 // was sent.
 func (ex *exchange) requestSent() bool {
 	if ex.sender == nil && ex.cl.body != nil {
-		ex.cl.body.close() // 100 Continue never came
-		return false
+		ex.cl.body.close() // 100 Continue never came, or there is no tunnel
+		return ex.cl.tunnel
 	}
 	return ex.sender.finish()
 }
@@ -473,6 +480,12 @@ func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
 		return nil, ex.fail(PhaseHeader, err)
 	}
 	ex.requestSent()
+	ex.handToUser(resp)
+	return resp, nil
+}
+
+// handToUser makes the connection the body of resp: it is the user's now.
+func (ex *exchange) handToUser(resp *http.Response) *upgraded {
 	ex.mu.Lock()
 	ex.released = true
 	if ex.armed && !ex.interrupted {
@@ -481,10 +494,11 @@ func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
 	ex.mu.Unlock()
 	ex.unwatch()
 	ex.c.sc.SetWriteTimeout(0)
-	resp.Body = newUpgraded(ex)
+	u := newUpgraded(ex)
+	resp.Body = u
 	ex.t.detach(ex.c)
 	ex.cl.finish()
-	return resp, nil
+	return u
 }
 
 // finish gives the connection back; nothing of the exchange touches it after.

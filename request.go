@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -46,6 +47,7 @@ type call struct {
 	body    *requestBody
 	length  int64       // of the body; -1: unknown, in chunks
 	expect  bool        // Expect: 100-continue
+	tunnel  bool        // CONNECT: body is what goes through the tunnel
 	gzip    bool        // ask for gzip, and unpack it
 	counted bool        // the pool has counted it as under way
 	spent   bool        // its response holds on to nothing of it
@@ -232,12 +234,21 @@ func (cl *call) takeBody() error {
 		cl.length = -1
 	}
 	cl.body = newRequestBody(req.Body)
+	cl.tunnel = req.Method == http.MethodConnect && cl.length < 0
 	mem := inMemory(req.Body)
-	if mem == nil {
+	switch {
+	case cl.tunnel:
+		return nil
+	case mem == nil:
 		return cl.probeBody()
 	}
+	return cl.takeMemory(mem)
+}
+
+// takeMemory decides how a body in memory is sent.
+func (cl *call) takeMemory(mem memReader) error {
 	switch n := int64(mem.Len()); {
-	case cl.length < 0 && n == 0 && usuallyLacksBody(req.Method):
+	case cl.length < 0 && n == 0 && usuallyLacksBody(cl.req.Method):
 		cl.length = 0
 		cl.dropBody()
 		return nil
@@ -290,6 +301,21 @@ func usuallyLacksBody(method string) bool {
 	return false
 }
 
+// tunnelTo sends the body through the tunnel that is open now, from a goroutine
+// that ends with the body or the tunnel.
+func (cl *call) tunnelTo(u *upgraded) {
+	if !cl.tunnel {
+		return
+	}
+	b := cl.body
+	cl.body = nil
+	u.sending = b
+	go func() { // not the Transport's: the tunnel outlives it
+		defer b.close()
+		_, _ = io.Copy(u.Conn, b.rc)
+	}()
+}
+
 // dropBody closes the request body, which is not needed any more.
 func (cl *call) dropBody() {
 	if cl.body != nil {
@@ -324,7 +350,7 @@ func (cl *call) rewind() error {
 func (cl *call) appendHead(dst []byte, c *conn) []byte {
 	o := wire.RequestOptions{
 		Host: cl.host, Target: cl.target, AcceptGzip: cl.gzip, ContentLength: cl.length,
-		Chunked: cl.length < 0, ProxyAuthorization: cl.proxyAuth,
+		Chunked: cl.length < 0 && !cl.tunnel, ProxyAuthorization: cl.proxyAuth,
 	}
 	switch cfg := cl.t.cfg; {
 	case cl.lastOn(c) != CloseNone:
