@@ -21,7 +21,7 @@ func (cl *call) run() (*http.Response, error) {
 	}
 	dialCtx, guard := dialContext(cl.ctx, cl.trace)
 	defer guard.end()
-	fresh := cl.opts.fresh
+	fresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
 	for first := true; ; first = false {
 		cl.attempt++
 		c, now, err := cl.acquire(dialCtx, fresh, first)

@@ -577,8 +577,13 @@ func WithDrainLimit(bytes int64, d time.Duration) Option {
 
 // WithPoolKey divides the pool further: requests share a connection only if
 // key returns the same for both, for tenants, identities or priorities. It is
-// called once per request, without locks. nil means scheme, host and port
-// alone, the default.
+// called once per request, without locks. nil means scheme, host, port and
+// proxy alone, the default.
+//
+// NTLM and Negotiate authenticate connections, not requests (RFC 4559 section
+// 6). Where key names nobody, requests with such credentials have connections
+// of their own, which end once they are authenticated. A key that names the
+// user lets that user keep them.
 func WithPoolKey(key func(*http.Request) string) Option {
 	return func(c *config) error {
 		c.poolKey = key

@@ -78,6 +78,8 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keepalive: %w", err)
 	}
+	// WithPoolKey says who it is: then connections are that user's anyway.
+	key.Auth = user == "" && authenticatesConn(req.Header)
 	key.HTTP1 = len(req.Header["Upgrade"]) > 0 && t.cfg.mayShare(key)
 	cl, _ := calls.Get().(*call)
 	cl.t, cl.req, cl.wire, cl.ctx = t, req, req, req.Context()
@@ -141,6 +143,33 @@ func (cl *call) recycle() {
 
 // noOptions are those of a request whose context carries none.
 var noOptions requestOptions //nolint:gochecknoglobals // never changed
+
+// authenticatesConn reports whether the request has credentials that servers take
+// for the connection's (RFC 4559 section 6): NTLM, Negotiate.
+func authenticatesConn(h http.Header) bool {
+	return connAuth(h["Authorization"]) != "" || connAuth(h["Proxy-Authorization"]) != ""
+}
+
+// connAuth returns the credentials for the connection in the values of an
+// Authorization field, or "".
+func connAuth(values []string) string {
+	for _, v := range values {
+		scheme, credentials, _ := strings.Cut(v, " ")
+		if strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+			return credentials
+		}
+	}
+	return ""
+}
+
+// beginsConnAuth reports whether the request begins a handshake for the
+// connection: it must not get into that of another request. The text is the
+// beginning of NTLM's first message.
+func beginsConnAuth(h http.Header) bool {
+	const negotiate = "TlRMTVNTUAAB"
+	return strings.HasPrefix(connAuth(h["Authorization"]), negotiate) ||
+		strings.HasPrefix(connAuth(h["Proxy-Authorization"]), negotiate)
+}
 
 // has reports whether the first value of a field is there and not empty.
 func has(h http.Header, name string) bool {

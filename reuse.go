@@ -66,6 +66,9 @@ const (
 	CloseWriteError
 	// CloseStrategy: the ReuseStrategy refused it.
 	CloseStrategy
+	// CloseIdentity: the server may take it for authenticated (NTLM,
+	// Negotiate), and the next request could be somebody else's.
+	CloseIdentity
 	// CloseUncheckable: the connection has neither a socket nor deadlines, so
 	// that it cannot be told whether it is alive.
 	CloseUncheckable
@@ -103,6 +106,7 @@ var closeReasonText = [numCloseReasons]string{ //nolint:gochecknoglobals // a co
 	CloseReadError:          "read error",
 	CloseWriteError:         "write error",
 	CloseStrategy:           "refused by the reuse strategy",
+	CloseIdentity:           "bound to an identity",
 	CloseUncheckable:        "uncheckable",
 	CloseIdleConns:          "idle connections closed",
 	CloseTransportClosed:    "transport closed",
@@ -160,6 +164,8 @@ type answer struct {
 	last CloseReason
 	// rtt is the shortest round trip seen on this connection.
 	rtt time.Duration
+	// auth: the request had credentials for the connection.
+	auth bool
 }
 
 // verdict is the decision on one exchange.
@@ -180,6 +186,7 @@ func drop(r CloseReason) verdict { return verdict{reason: r} }
 //	body delimited by the end of the connection     close
 //	"close" in any Connection line, any case        close
 //	HTTP/1.0 without "keep-alive"                   close
+//	credentials for the connection were accepted    close, bound to an identity
 //	Keep-Alive: timeout=n, max=m                    keep until n minus the margin, m more
 //	otherwise                                       keep
 //
@@ -197,6 +204,8 @@ func judge(a answer) verdict {
 		// Set by the parser for a "close" token, which it then takes out of
 		// the header as net/http does, and for HTTP/1.0 without "keep-alive".
 		return drop(CloseServerRequest)
+	case a.auth && a.resp.StatusCode != http.StatusUnauthorized && a.resp.StatusCode != http.StatusProxyAuthRequired:
+		return drop(CloseIdentity)
 	}
 	h := parseKeepAlive(a.resp.Header["Keep-Alive"])
 	v := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}

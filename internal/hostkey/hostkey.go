@@ -26,6 +26,9 @@ type Key struct {
 	User string
 	// Proxy is the URL of the proxy, with its credentials; "" for none.
 	Proxy string
+	// Auth is set for requests with credentials that a server takes for the
+	// connection's, not the request's.
+	Auth bool
 	// HTTP1 is set for requests that need HTTP/1.1 where others may get another
 	// protocol.
 	HTTP1 bool
