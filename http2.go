@@ -64,7 +64,7 @@ func (t *Transport) speakHTTP2(ctx context.Context, c *conn) error {
 // ended, and when the connection is no more.
 func (h *http2) changed(c *conn) {
 	if h.cc.Err() != nil {
-		h.t.perform(h.t.pool.peerGone(c))
+		h.t.perform(h.t.pool.peerGone(c, time.Now()))
 		return
 	}
 	h.t.perform(h.t.pool.capacityChanged(c, h.cc.InFlight()+h.cc.Available(), time.Now()))

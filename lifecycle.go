@@ -102,11 +102,12 @@ func (p *pool) watchedConn(id uint64) *conn {
 
 // peerGone notes that the peer of c has hung up, or sent what nobody asked
 // for: an idle connection goes at once, a leased one is not pooled again.
-func (p *pool) peerGone(c *conn) (do todo) {
+func (p *pool) peerGone(c *conn, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch c.state {
 	case stateIdle:
+		p.noteEndLocked(c, now)
 		p.dropLocked(c, ClosePeerClosed, &do)
 	case stateLeased:
 		c.peerGone = true

@@ -270,7 +270,8 @@ func WithMaxResponseHeaderBytes(n int) Option {
 
 // WithIdleConnTimeout is how long a connection may stay idle. Set it below the
 // server's own limit; a Keep-Alive: timeout of the server shortens it for its
-// connection. 0 means no limit. The default is 50 s.
+// connection, and so does a limit that the server has shown by ending idle
+// connections after the same time again and again. 0 means no limit. The default is 50 s.
 func WithIdleConnTimeout(d time.Duration) Option {
 	return duration("WithIdleConnTimeout", d, " (0 means never)", func(c *config) { c.idleTimeout = d })
 }

@@ -45,6 +45,8 @@ type pool struct {
 	// blocked holds the hosts that have waiters without a dial and are held
 	// back by maxConns alone.
 	blocked queue.Queue[*host]
+	// learned outlives the hosts: one whose connections have ended is gone.
+	learned map[hostkey.Key]*idleEnds
 	// watched finds a connection by its id, for the watcher.
 	watched map[uint64]*conn
 
@@ -88,6 +90,7 @@ type host struct {
 	// waiters holds all waiters in order of arrival; starving those of them
 	// that no dial is under way for.
 	waiters, starving queue.Queue[*waiter]
+	ends              *idleEnds // how the server ends idle connections; nil: unknown
 	// boarding are the dials that could be for more waiters, orphans those
 	// whose waiters have all left.
 	boarding, orphans queue.Queue[*dial]
@@ -115,6 +118,7 @@ func newPool(cfg *config, onTimer func()) *pool {
 	return &pool{
 		cfg: cfg, onTimer: onTimer, base: time.Now(), ended: make(chan struct{}),
 		hosts:   make(map[hostkey.Key]*host),
+		learned: make(map[hostkey.Key]*idleEnds),
 		watched: make(map[uint64]*conn),
 		budget:  retryBudget{share: cfg.retry.Budget},
 	}
@@ -167,7 +171,7 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 func (p *pool) hostLocked(key hostkey.Key) *host {
 	h := p.hosts[key]
 	if h == nil {
-		h = &host{key: key, name: key.String(), perConn: 1}
+		h = &host{key: key, name: key.String(), perConn: 1, ends: p.learned[key]}
 		if p.cfg.mayShare(key) {
 			h.perConn, h.guessed = initialStreams, true
 		}
@@ -304,6 +308,9 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	h := c.host
 	if c.users == 0 {
 		c.setIdle(now, p.cfg.idleTimeout)
+		if d := h.ends.idleTimeout(now, c.rtt); d > 0 {
+			c.limitIdle(d, CloseIdleTimeout)
+		}
 	}
 	reason := p.unfitLocked(c, now)
 	p.grantLocked(c, reason, now)

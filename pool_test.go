@@ -336,10 +336,10 @@ func (b *bench) step(op, pick byte) {
 		b.reap()
 	case op < 247:
 		if e := b.p.idleConns.Front(); e != nil {
-			b.take(b.p.peerGone(e.Value))
+			b.take(b.p.peerGone(e.Value, b.now))
 		}
 	case op < 249 && len(b.leased) > 0:
-		b.take(b.p.peerGone(b.leased[at(len(b.leased))]))
+		b.take(b.p.peerGone(b.leased[at(len(b.leased))], b.now))
 	case op < 250:
 		b.take(b.p.dropIdle(CloseIdleConns))
 	case len(b.conns) > 0:

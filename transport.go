@@ -72,7 +72,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // release gives a leased connection back to the pool.
 func (t *Transport) release(c *conn, now time.Time, v verdict, cl *call, last bool) {
 	if v.reason == CloseNone && c.checkable && !c.sc.HasSocket() {
-		c.park(t.tasks.run, func() { t.perform(t.pool.peerGone(c)) })
+		c.park(t.tasks.run, func() { t.perform(t.pool.peerGone(c, time.Now())) })
 	}
 	reason, do := t.pool.release(c, now, v, last)
 	if cl.trace != nil && cl.trace.PutIdleConn != nil && last && cl.last != CloseKeepAlivesDisabled {
@@ -172,7 +172,7 @@ func (t *Transport) hangup(id uint64) {
 	if c == nil || c.sc.Peek() == sock.Quiet {
 		return
 	}
-	t.perform(t.pool.peerGone(c))
+	t.perform(t.pool.peerGone(c, time.Now()))
 }
 
 // reap closes what has expired. It runs in the goroutine of the pool's timer.
