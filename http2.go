@@ -73,9 +73,11 @@ func (h *http2) close(*conn) { _ = h.cc.Close() }
 // a ClientConn does not tell.
 type http2Socket struct {
 	net.Conn
-	t        *Transport
-	c        *conn
-	frames   frames // of the one goroutine that reads
+	t *Transport
+	c *conn
+	// Of the one goroutine that reads. told is the limit that the pool knows.
+	frames   frames
+	told     int
 	received atomic.Int64
 	// silent: the pool is to be told when the peer is heard next.
 	silent atomic.Bool
@@ -91,24 +93,24 @@ type http2Socket struct {
 const settleWait = time.Second
 
 func newHTTP2Socket(t *Transport, c *conn) *http2Socket {
-	s := &http2Socket{Conn: c.nc, t: t, c: c}
+	s := &http2Socket{Conn: c.nc, t: t, c: c, told: initialStreams}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(settleWait, s.settle)
 	return s
 }
 
-// Read passes on to the pool what the peer has said before: the ClientConn has
-// dealt with that when it asks for more.
+// Read passes on to the pool what the peer says: at once that it takes less, and
+// that it takes more when the ClientConn knows, which it does when it asks for
+// what follows.
 func (s *http2Socket) Read(p []byte) (int, error) {
-	if s.frames.news {
-		s.frames.news = false
-		s.t.perform(s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()))
-		s.settle()
-	}
+	s.tell()
 	n, err := s.Conn.Read(p)
 	s.frames.feed(p[:n])
 	s.received.Add(int64(n))
+	if s.frames.goAway || s.frames.limit < s.told {
+		s.tell()
+	}
 	if err != nil {
 		s.lost(err)
 	}
@@ -116,6 +118,17 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 		s.t.perform(s.t.pool.heard(s.c, time.Now()))
 	}
 	return n, err
+}
+
+// tell tells the pool what is new.
+func (s *http2Socket) tell() {
+	if !s.frames.news {
+		return
+	}
+	s.frames.news = false
+	s.told = s.frames.limit
+	s.t.perform(s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()))
+	s.settle()
 }
 
 // Write writes to the connection.

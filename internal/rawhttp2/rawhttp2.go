@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -34,6 +35,8 @@ type Request struct {
 // Script says how a connection behaves. All its functions are called by the
 // goroutine of Serve, one at a time.
 type Script struct {
+	// Delay is how long the settings take.
+	Delay time.Duration
 	// Settings are sent first.
 	Settings []http2.Setting
 	// Head is called for the head of a request; nil: nothing.
@@ -81,6 +84,7 @@ func (c *Conn) Serve() error {
 	if string(preface) != http2.ClientPreface {
 		return errors.New("rawhttp2: no HTTP/2 preface")
 	}
+	time.Sleep(c.script.Delay)
 	c.Settings(c.script.Settings...)
 	requests := map[uint32]*Request{}
 	for {
