@@ -115,7 +115,7 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 		s.lost(err)
 	}
 	if n > 0 && s.silent.Load() && s.silent.Swap(false) {
-		s.t.perform(s.t.pool.heard(s.c, time.Now()))
+		s.t.act(func() todo { return s.t.pool.heard(s.c, time.Now()) })
 	}
 	return n, err
 }
@@ -127,7 +127,7 @@ func (s *http2Socket) tell() {
 	}
 	s.frames.news = false
 	s.told = s.frames.limit
-	s.t.perform(s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()))
+	s.t.act(func() todo { return s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()) })
 	s.settle()
 }
 
@@ -147,7 +147,7 @@ func (s *http2Socket) lost(err error) {
 		s.err = err
 	}
 	s.mu.Unlock()
-	s.t.perform(s.t.pool.peerGone(s.c, time.Now()))
+	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
 	s.settle()
 }
 
@@ -166,14 +166,14 @@ func (s *http2Socket) settle() {
 	s.timer.Stop()
 	s.mu.Unlock()
 	if first {
-		s.t.perform(s.t.pool.settled(s.c))
+		s.t.act(func() todo { return s.t.pool.settled(s.c) })
 	}
 }
 
 // Close closes the connection. TLS's close_notify is sent if there is room for
 // it.
 func (s *http2Socket) Close() error {
-	s.t.perform(s.t.pool.peerGone(s.c, time.Now()))
+	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
 	s.settle()
 	s.c.shutDown()
 	return nil
@@ -484,9 +484,9 @@ func (s *stream) listen(e *Error) {
 	h.sock.silent.Store(true)
 	h.t.pool.silent(s.c)
 	patience := min(max(4*s.c.rtt, minPingWait), maxPingWait)
-	time.AfterFunc(patience, func() { h.t.perform(h.t.pool.settled(s.c)) })
+	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c) }) })
 	if h.sock.received.Load() != s.received && h.sock.silent.Swap(false) {
-		h.t.perform(h.t.pool.heard(s.c, time.Now()))
+		h.t.act(func() todo { return h.t.pool.heard(s.c, time.Now()) })
 	}
 }
 

@@ -103,6 +103,14 @@ func (t *Transport) perform(do todo) {
 	}
 }
 
+// act carries out what the pool decides, for a goroutine that is not of tasks:
+// Close waits for it all the same.
+func (t *Transport) act(decide func() todo) {
+	t.tasks.add(1)
+	defer t.tasks.add(-1)
+	t.perform(decide())
+}
+
 // begin carries out all of do but the closing of connections.
 func (t *Transport) begin(do todo) {
 	for _, d := range do.cancel {
@@ -155,7 +163,7 @@ const dialPatience = 500 * time.Millisecond
 // its own, which perform starts; the dial's timeout or Close ends it.
 func (t *Transport) dial(d *dial) {
 	if d.many {
-		timer := time.AfterFunc(dialPatience, func() { t.perform(t.pool.overdue(d)) })
+		timer := time.AfterFunc(dialPatience, func() { t.act(func() todo { return t.pool.overdue(d) }) })
 		defer timer.Stop()
 	}
 	c, err := t.dialer.dial(d.ctx, d.host.key)
