@@ -202,8 +202,13 @@ func (c *Conn) Head(id uint32, status string, end bool, fields ...string) {
 	})
 }
 
-// Data sends a piece of a body.
+// Data sends a piece of a body. It does not look at the client's windows.
 func (c *Conn) Data(id uint32, data string, end bool) {
+	const maxFrame = 16 << 10
+	for len(data) > maxFrame {
+		c.write(func() { _ = c.fr.WriteData(id, false, []byte(data[:maxFrame])) })
+		data = data[maxFrame:]
+	}
 	c.write(func() { _ = c.fr.WriteData(id, end, []byte(data)) })
 }
 
