@@ -185,16 +185,19 @@ func TestHTTP2GoAwayWhileIdle(t *testing.T) {
 func TestHTTP2GoAwayUnderLoad(t *testing.T) {
 	const each = 100
 	script := func(int) rawhttp2.Script {
-		n := 0
-		return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
-			switch n++; {
-			case n > each:
-				return
-			case n == each:
-				c.GoAway(r.ID, h2.ErrCodeNo)
-			}
-			time.AfterFunc(10*time.Millisecond, func() { c.Answer(r.ID, string(r.Body)) })
-		}}
+		const last = 2*each - 1
+		return rawhttp2.Script{
+			Head: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+				if r.ID == last {
+					c.GoAway(last, h2.ErrCodeNo)
+				}
+			},
+			Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+				if r.ID <= last {
+					time.AfterFunc(10*time.Millisecond, func() { c.Answer(r.ID, string(r.Body)) })
+				}
+			},
+		}
 	}
 	overHTTP2(t, script, func(t *testing.T, w *h2net) {
 		var next atomic.Int64
