@@ -13,6 +13,7 @@ type frames struct {
 	settled bool
 	goAway  bool // it takes no more
 	news    bool // one of these has changed; whoever takes note of it clears it
+	http1   bool // it speaks HTTP/1
 
 	head  [9]byte
 	have  int // bytes of head
@@ -45,6 +46,7 @@ func (f *frames) feed(p []byte) {
 			}
 			f.left = int(f.head[0])<<16 | int(f.head[1])<<8 | int(f.head[2])
 			f.had = 0
+			f.http1 = f.http1 || string(f.head[:5]) == "HTTP/"
 		}
 		n := min(f.left, len(p))
 		if f.isSettings() {

@@ -85,7 +85,8 @@ type http2Socket struct {
 	mu      sync.Mutex
 	settled bool
 	timer   *time.Timer // until settled
-	err     error       // the first of a read or write: the connection is lost
+	closed  bool
+	err     error // the first of a read or write before that: the connection is lost
 }
 
 // settleWait is how long the first word of the peer may take before a
@@ -111,6 +112,9 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 	if s.frames.goAway || s.frames.limit < s.told {
 		s.tell()
 	}
+	if s.frames.http1 {
+		s.lost(errAnswersHTTP1)
+	}
 	if err != nil {
 		s.lost(err)
 	}
@@ -119,6 +123,8 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+var errAnswersHTTP1 = errors.New("the server answers in HTTP/1")
 
 // tell tells the pool what is new.
 func (s *http2Socket) tell() {
@@ -143,7 +149,7 @@ func (s *http2Socket) Write(p []byte) (int, error) {
 // lost notes that the connection is of no more use.
 func (s *http2Socket) lost(err error) {
 	s.mu.Lock()
-	if s.err == nil {
+	if s.err == nil && !s.closed {
 		s.err = err
 	}
 	s.mu.Unlock()
@@ -173,6 +179,9 @@ func (s *http2Socket) settle() {
 // Close closes the connection. TLS's close_notify is sent if there is room for
 // it.
 func (s *http2Socket) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
 	s.settle()
 	s.c.shutDown()
