@@ -159,8 +159,12 @@ func TestHTTP2AnswersWithoutBody(t *testing.T) {
 			method, path string
 			length       int64
 		}{
-			{"HEAD", "/head", 42}, {"GET", "/204", 0}, {"GET", "/304", 42},
-			{"GET", "/empty", 0}, {"GET", "/nothing", 0}, {"POST", "/204", 0},
+			{"HEAD", "/head", 42},
+			{"GET", "/204", 0},
+			{"GET", "/304", 42},
+			{"GET", "/empty", 0},
+			{"GET", "/nothing", 0},
+			{"POST", "/204", 0},
 		} {
 			req, err := http.NewRequestWithContext(t.Context(), tt.method, w.url+tt.path, nil)
 			require.NoError(t, err)
@@ -200,7 +204,9 @@ func TestHTTP2Gzip(t *testing.T) {
 		_, err = resp.Body.Read(make([]byte, 1))
 		require.Error(t, err)
 	})
-	onSockets(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Header.Get("Accept-Encoding")) },
+	onSockets(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Header.Get("Accept-Encoding"))
+	},
 		func(t *testing.T, tr *Transport, url string) {
 			got, err := fetch(t.Context(), tr, http.MethodGet, url)
 			require.NoError(t, err)
