@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"bytes"
+	"net"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -57,6 +58,54 @@ func TestFramesAtEveryCut(t *testing.T) {
 					require.Zero(t, f.have)
 				}
 			}
+		})
+	}
+}
+
+// oneRead is a connection from which b arrives in one piece, then nothing.
+type oneRead struct {
+	net.Conn
+	b []byte
+}
+
+func (c *oneRead) Read(p []byte) (int, error) {
+	n := copy(p, c.b)
+	c.b = c.b[n:]
+	return n, nil
+}
+
+// TestFramesAreToldInTime: that the peer takes less is told at once, that it
+// takes more not before net/http knows.
+func TestFramesAreToldInTime(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		write        func(*h2.Framer)
+		atOnce, then int32
+		retired      CloseReason // at once
+	}{
+		{"less", func(fr *h2.Framer) {
+			_ = fr.WriteSettings(h2.Setting{ID: h2.SettingMaxConcurrentStreams, Val: 5})
+		}, 5, 5, CloseNone},
+		{"more", func(fr *h2.Framer) {
+			_ = fr.WriteSettings(h2.Setting{ID: h2.SettingMaxConcurrentStreams, Val: 500})
+		}, initialStreams, 500, CloseNone},
+		{"none", func(fr *h2.Framer) { _ = fr.WriteGoAway(1, h2.ErrCodeNo, nil) }, 0, 0, CloseServerRequest},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tr, err := New()
+			require.NoError(t, err)
+			defer tr.Close()
+			var b bytes.Buffer
+			tt.write(h2.NewFramer(&b, nil))
+			c := &conn{nc: &oneRead{b: b.Bytes()}, shares: true, capacity: initialStreams}
+			s := newHTTP2Socket(tr, c)
+			_, err = s.Read(make([]byte, 100))
+			require.NoError(t, err)
+			require.Equal(t, tt.atOnce, c.capacity)
+			require.Equal(t, tt.retired, c.retired)
+			_, err = s.Read(make([]byte, 100))
+			require.NoError(t, err)
+			require.Equal(t, tt.then, c.capacity)
 		})
 	}
 }

@@ -393,7 +393,7 @@ func TestHTTP2ErrorsStay(t *testing.T) {
 		_, err = io.ReadAll(resp.Body)
 		require.ErrorIs(t, err, ErrBodyReadTimeout)
 		_, again := resp.Body.Read(make([]byte, 1))
-		require.Equal(t, err, again)
+		require.Same(t, err, again)
 		require.NoError(t, resp.Body.Close())
 		_, err = resp.Body.Read(make([]byte, 1))
 		require.ErrorIs(t, err, http.ErrBodyReadAfterClose)

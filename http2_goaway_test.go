@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -234,6 +235,62 @@ func TestHTTP2GoAwayAtOnce(t *testing.T) {
 		}
 		wg.Wait()
 		require.LessOrEqual(t, w.Dials(), 30)
+	})
+}
+
+// TestHTTP2NotTaken: a connection that takes no more before the first request
+// is on it. Such attempts are counted until it has brought an answer.
+func TestHTTP2NotTaken(t *testing.T) {
+	for _, served := range []bool{false, true} {
+		t.Run(fmt.Sprint("served ", served), func(t *testing.T) {
+			script := func(conn int) rawhttp2.Script {
+				s := rawhttp2.Script{}
+				if !served {
+					s.Start = func(c *rawhttp2.Conn) { c.GoAway(0, h2.ErrCodeNo) }
+				}
+				return s
+			}
+			overHTTP2(t, script, func(t *testing.T, w *h2net) {
+				if served {
+					w.want("/")
+				}
+				leased := 0
+				ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+					if leased++; served && leased == 1 {
+						w.conn(0).GoAway(1, h2.ErrCodeNo)
+					}
+					synctest.Wait()
+				}})
+				_, err := fetch(ctx, w.tr, http.MethodPost, w.url+"/")
+				s := w.tr.Stats()
+				if served {
+					require.NoError(t, err)
+					require.Equal(t, uint64(1), s.StaleChecks)
+					require.Zero(t, s.Retries)
+					require.Equal(t, map[CloseReason]uint64{CloseServerRequest: 1}, s.Closed)
+					return
+				}
+				require.ErrorContains(t, err, "not usable")
+				require.Equal(t, 3, w.Dials())
+				require.Equal(t, uint64(2), s.Retries)
+				require.Equal(t, map[CloseReason]uint64{CloseServerRequest: 3}, s.Closed)
+			})
+		})
+	}
+}
+
+// TestHTTP2RequestThatCannotBeSent: nothing is wrong with the connection.
+func TestHTTP2RequestThatCannotBeSent(t *testing.T) {
+	overHTTP2(t, plain(h2.Setting{ID: h2.SettingMaxHeaderListSize, Val: 400}), func(t *testing.T, w *h2net) {
+		w.want("/")
+		synctest.Wait()
+		req := w.request(http.MethodGet, nil)
+		req.Header.Set("X-Large", strings.Repeat("x", 1000))
+		_, err := roundTrip(w.tr, req)
+		require.ErrorContains(t, err, "header list larger")
+		require.Zero(t, w.tr.Stats().Retries)
+		w.want("/")
+		require.Equal(t, 1, w.Dials())
 	})
 }
 

@@ -520,6 +520,75 @@ func TestPoolCanceledWaitersLeaveOneDial(t *testing.T) {
 	b.settle()
 }
 
+// TestPoolStrictLimitCountsWhatServes: with StrictMaxConcurrentRequests nobody
+// waits for a connection that gets no more requests.
+func TestPoolStrictLimitCountsWhatServes(t *testing.T) {
+	for name, end := range map[string]func(b *bench, c *conn){
+		"peer gone":  func(b *bench, c *conn) { b.take(b.p.peerGone(c, b.now)) },
+		"GOAWAY":     func(b *bench, c *conn) { b.take(b.p.said(c, 3, true, b.now)) },
+		"last one":   func(b *bench, c *conn) { b.take(b.p.retire(c, CloseClientRequest)) },
+		"failed one": func(b *bench, c *conn) { b.release(c, drop(CloseReadError)) },
+		"lifetime": func(b *bench, c *conn) {
+			b.now = b.now.Add(time.Hour)
+			b.release(c, keptVerdict)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true}))
+			for range 4 {
+				b.acquire("s", false)
+			}
+			require.Len(t, b.dials, 1)
+			c := &conn{checkable: true, shares: true, capacity: 3, settling: true}
+			d := b.dials[0]
+			b.dials, b.conns = nil, append(b.conns, c)
+			b.take(b.p.dialed(d, c, nil, b.now))
+			b.take(b.p.said(c, 3, false, b.now))
+			b.take(b.p.settled(c))
+			require.Len(t, b.leased, 3)
+			require.Empty(t, b.dials, "strict")
+			end(b, c)
+			require.Len(t, b.dials, 1)
+			b.check()
+			b.settle()
+		})
+	}
+}
+
+// TestPoolOverdueDial: a dial that takes long keeps the first of its waiters.
+func TestPoolOverdueDial(t *testing.T) {
+	b := newBench(t)
+	for range 20 {
+		b.acquire("s", false)
+	}
+	require.Len(t, b.dials, 1)
+	b.take(b.p.overdue(b.dials[0]))
+	b.check()
+	require.Len(t, b.dials, 2, "one more, for all the others")
+	require.Equal(t, 1, b.dials[0].waiters.Len())
+	require.Equal(t, 19, b.dials[1].waiters.Len())
+	b.acquire("s", false)
+	require.Len(t, b.dials, 2, "who comes goes with them")
+	b.take(b.p.overdue(b.dials[1]))
+	require.Len(t, b.dials, 3)
+	b.dialed(b.dials[0], errors.New("refused"))
+	require.Len(t, b.waiting, 20, "it fails one")
+	b.settle()
+}
+
+func TestPoolOverdueDialAtTheLimit(t *testing.T) {
+	for _, opt := range []Option{WithMaxConnsPerHost(1), WithMaxConns(1)} {
+		b := newBench(t, opt)
+		for range 20 {
+			b.acquire("s", false)
+		}
+		b.take(b.p.overdue(b.dials[0]))
+		require.Len(t, b.dials, 1)
+		require.Equal(t, 20, b.dials[0].waiters.Len(), "there is no other to wait for")
+		b.settle()
+	}
+}
+
 func TestPoolEvictsAnotherHostBeforeItMakesAnyoneWait(t *testing.T) {
 	b := newBench(t, WithMaxConns(3))
 	a := b.open("a", 2)

@@ -39,6 +39,8 @@ type Script struct {
 	Delay time.Duration
 	// Settings are sent first.
 	Settings []http2.Setting
+	// Start is called behind the settings; nil: nothing.
+	Start func(*Conn)
 	// Head is called for the head of a request; nil: nothing.
 	Head func(*Conn, *Request)
 	// Request is called when a request has arrived; nil: it is answered with
@@ -86,6 +88,9 @@ func (c *Conn) Serve() error {
 	}
 	time.Sleep(c.script.Delay)
 	c.Settings(c.script.Settings...)
+	if c.script.Start != nil {
+		c.script.Start(c)
+	}
 	requests := map[uint32]*Request{}
 	for {
 		f, err := c.fr.ReadFrame()
