@@ -591,7 +591,6 @@ func (b streamBody) Close() error {
 	if closed || over {
 		return nil
 	}
-	s.end(nil) // so that the next does not wait for more than a write under way
 	ended := make(chan struct{})
 	s.h.t.tasks.run(func() {
 		defer close(ended)

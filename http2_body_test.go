@@ -286,12 +286,31 @@ func TestHTTP2EarlyAnswer(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, fmt.Sprint(i), string(got))
 				closedOnce(t, req)
-				reads := body.read.Load()
-				runtime.Gosched()
-				require.Equal(t, reads, body.read.Load(), "it is not read any more")
 			}
 			require.Equal(t, uint64(1), tr.Stats().Dials)
 		})
+	}
+}
+
+// TestStreamedBody: net/http may read and close it late.
+func TestStreamedBody(t *testing.T) {
+	for _, touched := range []bool{false, true} {
+		users := newOnceBody("body")
+		b := &streamedBody{body: newRequestBody(users), done: make(chan struct{})}
+		if touched {
+			_, err := b.Read(make([]byte, 1))
+			require.NoError(t, err)
+		}
+		reads := users.read.Load()
+		require.Equal(t, touched, b.stop())
+		_, err := b.Read(make([]byte, 1))
+		require.ErrorIs(t, err, errStopped)
+		require.Equal(t, reads, users.read.Load(), "it is not read any more")
+		require.Equal(t, touched, b.stop())
+		require.NoError(t, b.Close())
+		require.Equal(t, touched, users.closed.Load() > 0, "untouched, another attempt may need it")
+		b.finish()
+		require.Equal(t, int64(1), users.closed.Load())
 	}
 }
 

@@ -26,12 +26,14 @@ type onceBody struct {
 	io.Reader
 	read   atomic.Int64
 	closed atomic.Int64
+	late   atomic.Int64 // reads after Close
 }
 
 func newOnceBody(s string) *onceBody { return &onceBody{Reader: strings.NewReader(s)} }
 
 func (b *onceBody) Read(p []byte) (int, error) {
 	if b.closed.Load() > 0 {
+		b.late.Add(1)
 		return 0, errors.New("read after Close")
 	}
 	b.read.Add(1)
@@ -80,6 +82,7 @@ func closedOnce(t *testing.T, req *http.Request) {
 	t.Helper()
 	if b, ok := req.Body.(*onceBody); ok {
 		require.Equal(t, int64(1), b.closed.Load(), "request body closes")
+		require.Zero(t, b.late.Load(), "reads after that")
 	}
 }
 

@@ -361,6 +361,21 @@ func TestHTTP2OneRequestPerConn(t *testing.T) {
 	}
 }
 
+// TestHTTP2OneRequestPerConnNeedsNoSettings: nobody waits to hear how many
+// requests a connection takes that is used once.
+func TestHTTP2OneRequestPerConnNeedsNoSettings(t *testing.T) {
+	script := func(int) rawhttp2.Script { return rawhttp2.Script{Delay: 600 * time.Millisecond} }
+	overHTTP2(t, script, func(t *testing.T, w *h2net) {
+		var first sync.WaitGroup
+		first.Go(func() { w.want("/first") })
+		synctest.Wait()
+		start := time.Now()
+		w.want("/second")
+		require.Equal(t, 600*time.Millisecond, time.Since(start))
+		first.Wait()
+	}, WithDisableKeepAlives(true))
+}
+
 // TestHTTP1BurstOnAColdTLSHost: when it is known that the host does not speak
 // HTTP/2, the others dial at once.
 func TestHTTP1BurstOnAColdTLSHost(t *testing.T) {
