@@ -353,6 +353,9 @@ func WithBodyReadTimeout(d time.Duration) Option {
 // WithWriteTimeout is how long sending may go without progress: not one byte
 // accepted by the socket or acknowledged by the peer. Time that Request.Body
 // takes to produce bytes does not count. 0 means no limit, the default.
+//
+// Over HTTP/2 all requests of the connection fail, and waiting for the peer to
+// allow more of a body does not count; HTTP2Config.WriteByteTimeout replaces it.
 func WithWriteTimeout(d time.Duration) Option {
 	return duration("WithWriteTimeout", d, " (0 means no limit)", func(c *config) { c.write = d })
 }

@@ -25,7 +25,7 @@ const (
 	// as the server's Keep-Alive: max allows.
 	CloseMaxRequests
 	// CloseServerRequest: the server said Connection: close, or spoke HTTP/1.0
-	// without Connection: keep-alive.
+	// without Connection: keep-alive, or said GOAWAY in HTTP/2.
 	CloseServerRequest
 	// CloseClientRequest: the request said Connection: close, Request.Close
 	// was set, or its context asked for no reuse.

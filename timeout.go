@@ -100,7 +100,7 @@ func ResponseHeaderTimeout(d time.Duration) RequestOption {
 }
 
 // ExpectContinueTimeout replaces WithExpectContinueTimeout for a request.
-// 0 means not to wait.
+// 0 means not to wait. It has no effect over HTTP/2.
 func ExpectContinueTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("ExpectContinueTimeout", toExpectContinue, d)
 }
@@ -110,7 +110,8 @@ func BodyReadTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("BodyReadTimeout", toBodyRead, d)
 }
 
-// WriteTimeout replaces WithWriteTimeout for a request. 0 means no limit.
+// WriteTimeout replaces WithWriteTimeout for a request. 0 means no limit. It has
+// no effect over HTTP/2.
 func WriteTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("WriteTimeout", toWrite, d)
 }
