@@ -31,10 +31,12 @@ type exchange struct {
 	gotFirst bool      // the trace has heard of the first byte
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
-	// stopWatch ends the watch of the context. watchRan: interrupt has been
-	// started by it, and may still be about to look at the exchange.
-	stopWatch func() bool
+	// unwatched: the request may be cancelled, and nobody listens yet: see
+	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by
+	// it, and may still be about to look at the exchange.
+	unwatched bool
 	watchRan  bool
+	stopWatch func() bool
 	// hardTimer ends a body that nobody reads with the whole exchange's time.
 	hardTimer *time.Timer
 
@@ -78,10 +80,55 @@ func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
 	ex.wrote0 = c.sc.BytesWritten()
 	ex.rd = wire.GetReader(c.nc)
 	c.sc.SetWriteTimeout(cl.limit.write)
-	if cl.ctx.Done() != nil {
-		ex.stopWatch = context.AfterFunc(cl.ctx, ex.cancel)
+	if ex.unwatched = cl.mayEnd(); ex.unwatched && (cl.body != nil || !c.sc.Direct()) {
+		ex.watch()
 	}
 	return ex
+}
+
+// watchAfter is how long an exchange waits before it listens for the end of its
+// request's context.
+const watchAfter = 5 * time.Millisecond
+
+// watchSoon makes the next read end after watchAfter, if the request's context
+// is not watched yet: whoever reads calls watch then, and goes on. Most answers
+// are there sooner, and a deadline on the socket costs a fifth of a watch.
+func (ex *exchange) watchSoon() {
+	if !ex.unwatched {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	at := ex.start.Add(watchAfter)
+	if end := ex.readEnd.at; end.IsZero() || at.Before(end) {
+		ex.armed = true
+		_ = ex.c.sc.SetReadDeadline(at)
+	}
+}
+
+// watchNow reports whether err is only the end of what watchSoon began, and
+// watches the context then.
+func (ex *exchange) watchNow(err error) bool {
+	if !ex.unwatched || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	ex.watch()
+	return true
+}
+
+// watch cuts the exchange off when the request's context ends, from now on.
+func (ex *exchange) watch() {
+	if !ex.unwatched {
+		return
+	}
+	ex.unwatched = false
+	ex.mu.Lock()
+	if ex.armed {
+		_ = ex.c.sc.SetReadDeadline(ex.readEnd.at)
+	}
+	ex.mu.Unlock()
+	ex.cl.watchCancel()
+	ex.stopWatch = context.AfterFunc(ex.cl.ctx, ex.cancel)
 }
 
 // arm sets the deadline of the whole exchange.
@@ -130,6 +177,7 @@ func (ex *exchange) endUnread() {
 
 // handOver makes the response body the exchange's only owner.
 func (ex *exchange) handOver() {
+	ex.watch()
 	ex.setRead(deadline{})
 	ex.mu.Lock()
 	ex.handedOver = true
@@ -213,6 +261,9 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	if oneStep {
 		return ex.writeRead(head, fresh)
 	}
+	if len(head) > maxQuickHead {
+		ex.watch()
+	}
 	_, err = c.nc.Write(head)
 	ex.traceWrote(err)
 	if err != nil {
@@ -233,10 +284,21 @@ func (ex *exchange) waitsForContinue() bool {
 	return ex.cl.body != nil && !ex.cl.tunnel && ex.cl.expect && ex.cl.limit.expectContinue > 0
 }
 
+// maxQuickHead is the largest head that is written with nobody listening for the
+// end of the context: an idle socket's buffer takes it at once.
+const maxQuickHead = 4 << 10
+
 // writeRead is send and the first read in one step on a plain socket.
 func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
 	ex.setHeaderDeadline(ex.cl.limit.responseHeader, ErrResponseHeaderTimeout)
+	ex.watchSoon()
 	r := ex.c.sc.WriteRead(p, ex.rd.Space(), fresh)
+	if ex.watchNow(r.Err) {
+		if r.Wrote == len(p) {
+			return CloseNone, PhaseHeader, nil
+		}
+		r = ex.c.sc.WriteRead(p, ex.rd.Space(), fresh) // it had not begun
+	}
 	switch {
 	case r.Stale && r.Found == sock.Readable:
 		return CloseProtocolError, PhaseWrite, nil
@@ -252,6 +314,7 @@ func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Ph
 		ex.rd.Advance(r.N)
 		return CloseNone, PhaseHeader, nil
 	}
+	ex.watch()
 	if _, err := ex.c.nc.Write(p[r.Wrote:]); err != nil {
 		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
 	}
@@ -359,10 +422,14 @@ func (ex *exchange) expectTimedOut(err error) bool {
 
 // readHead reads one head, an interim or the final one.
 func (ex *exchange) readHead(limit int) (wire.Head, error) {
-	if ex.rd.Total() == 0 {
+	for ex.rd.Total() == 0 {
+		ex.watchSoon()
 		n, err := ex.c.nc.Read(ex.rd.Space())
 		ex.rd.Advance(n)
-		if n == 0 && err != nil {
+		if n > 0 || err == nil {
+			break
+		}
+		if !ex.watchNow(err) {
 			return wire.Head{}, err
 		}
 	}
@@ -371,6 +438,9 @@ func (ex *exchange) readHead(limit int) (wire.Head, error) {
 		t.GotFirstResponseByte()
 	}
 	head, err := wire.ReadHead(ex.rd, ex.cl.req.Method, limit)
+	if ex.watchNow(err) {
+		head, err = wire.ReadHead(ex.rd, ex.cl.req.Method, limit)
+	}
 	if err == io.EOF && ex.rd.Total() > 0 { //nolint:errorlint // the parser's own
 		err = io.ErrUnexpectedEOF // behind an interim answer
 	}

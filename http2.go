@@ -163,6 +163,7 @@ type stream struct {
 }
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
+	cl.watchCancel()
 	s := &stream{h: h, cl: cl, c: c, start: now, lease: h.t.pool.lease(c)}
 	s.received, s.wrote = h.sock.received.Load(), c.sc.BytesWritten()
 	if err := h.cc.Reserve(); err != nil {

@@ -258,6 +258,7 @@ func (cl *call) takeBody() error {
 	if req.Body == nil || req.Body == http.NoBody {
 		return nil
 	}
+	cl.watchCancel()
 	cl.length = req.ContentLength
 	if te := req.TransferEncoding; cl.length == 0 || len(te) > 0 && te[0] == "chunked" {
 		cl.length = -1
@@ -440,11 +441,16 @@ func (cl *call) withoutExpect() {
 	cl.wire, cl.expect = &plain, false
 }
 
+// mayEnd reports whether the request can be cancelled.
+func (cl *call) mayEnd() bool {
+	return cl.ctx.Done() != nil || cl.req.Cancel != nil //nolint:staticcheck // SA1019: see watchCancel
+}
+
 // watchCancel makes cl.ctx end with the request's deprecated Cancel channel,
 // too. finish ends the goroutine.
 func (cl *call) watchCancel() {
 	ch := cl.req.Cancel //nolint:staticcheck // SA1019: net/http's Client still uses it
-	if ch == nil {
+	if ch == nil || cl.end != nil {
 		return
 	}
 	cl.ctx, cl.end = context.WithCancelCause(cl.ctx)
@@ -462,6 +468,13 @@ func (cl *call) watchCancel() {
 // contextEnded returns why the request's context ended, nil if it has not: its
 // cause, which is also the context's own error.
 func (cl *call) contextEnded() error {
+	if cl.end == nil && cl.req.Cancel != nil { //nolint:staticcheck // SA1019: see watchCancel
+		select {
+		case <-cl.req.Cancel: //nolint:staticcheck // SA1019: see watchCancel
+			return canceledRequest()
+		default:
+		}
+	}
 	err, cause := cl.ctx.Err(), context.Cause(cl.ctx)
 	if err == nil || errors.Is(cause, err) {
 		return cause
