@@ -113,14 +113,14 @@ func (ex *exchange) closeEarly() {
 	}
 	ex.body.DropTrailer()
 	if ex.c.sc.SetNonblock(true) {
-		n, err := ex.drain(limit)
+		left, err := ex.drain(limit)
 		ex.c.sc.SetNonblock(false)
-		limit -= n
+		limit = left
 		switch {
-		case ex.body.Complete():
+		case left >= 0 && ex.body.Complete():
 			ex.drained()
 			return
-		case limit <= 0, !isTimeout(err):
+		case left < 0, !isTimeout(err):
 			ex.abandon()
 			return
 		}
@@ -128,8 +128,8 @@ func (ex *exchange) closeEarly() {
 	ex.cl.trace = nil // no hook is called after Close
 	ex.t.tasks.run(func() {
 		ex.setRead(after(time.Now(), ex.t.cfg.drainTime, ErrBodyReadTimeout))
-		_, _ = ex.drain(limit)
-		if ex.body.Complete() {
+		left, _ := ex.drain(limit)
+		if left >= 0 && ex.body.Complete() {
 			ex.drained()
 			return
 		}
@@ -137,19 +137,20 @@ func (ex *exchange) closeEarly() {
 	})
 }
 
-// drain reads up to limit bytes of the rest of the body.
-func (ex *exchange) drain(limit int64) (read int64, err error) {
+// drain reads the rest of the body if it has limit bytes or fewer. left is what
+// remains of the limit, -1 when the body is longer.
+func (ex *exchange) drain(limit int64) (left int64, err error) {
 	buf := getBuffer()
 	defer buf.free()
 	p := buf.b[:cap(buf.b)]
-	for read <= limit {
+	for left = limit; left >= 0; {
 		n, err := ex.body.Read(p)
-		read += int64(n)
+		left -= int64(n)
 		if err != nil {
-			return read, err
+			return left, err
 		}
 	}
-	return read, nil
+	return left, nil
 }
 
 func (ex *exchange) drained() {
