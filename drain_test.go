@@ -78,12 +78,6 @@ func trusting(srv *faultserver.Server, opts ...keepalive.Option) []keepalive.Opt
 	return opts
 }
 
-// eventually fails the test if f is not true within ten seconds.
-func eventually(t *testing.T, f func() bool, why ...any) {
-	t.Helper()
-	require.Eventually(t, f, 10*time.Second, time.Millisecond, why...)
-}
-
 // restArrival is when the rest of a closed body comes.
 type restArrival uint8
 
