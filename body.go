@@ -46,6 +46,33 @@ func (b body) Read(p []byte) (int, error) {
 	return n, ex.bodyErr
 }
 
+// WriteTo copies the rest of the body to w, through a buffer larger than that
+// of io.Copy: one system call does for four. What w did not take is lost.
+func (b body) WriteTo(w io.Writer) (n int64, err error) {
+	buf := getBuffer()
+	defer buf.free()
+	p := buf.b[:cap(buf.b)]
+	for {
+		got, err := b.Read(p)
+		if got > 0 {
+			put, werr := w.Write(p[:got])
+			n += int64(min(max(put, 0), got))
+			if werr == nil && put < got {
+				werr = io.ErrShortWrite
+			}
+			if werr != nil {
+				return n, werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
 // Close ends the body. The connection is kept if the rest is short and comes
 // soon (WithDrainLimit); that is seen to in the background. Close does not
 // wait for the peer and always returns nil.

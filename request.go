@@ -258,14 +258,19 @@ func (cl *call) takeBody() error {
 	if req.Body == nil || req.Body == http.NoBody {
 		return nil
 	}
-	cl.watchCancel()
 	cl.length = req.ContentLength
 	if te := req.TransferEncoding; cl.length == 0 || len(te) > 0 && te[0] == "chunked" {
 		cl.length = -1
 	}
-	cl.body = newRequestBody(req.Body)
 	cl.tunnel = req.Method == http.MethodConnect && cl.length < 0
 	mem := inMemory(req.Body)
+	if mem != nil && cl.length > 0 && cl.length <= maxInlineBody && int64(mem.Len()) == cl.length && !cl.expect {
+		err := cl.takeInline(mem)
+		_ = req.Body.Close()
+		return err
+	}
+	cl.watchCancel()
+	cl.body = newRequestBody(req.Body)
 	switch {
 	case cl.tunnel:
 		return nil
@@ -284,10 +289,8 @@ func (cl *call) takeMemory(mem memReader) error {
 		return nil
 	case cl.length >= 0 && n != cl.length:
 		return &marked{bodyLengthText(cl.length, n), []error{ErrRequestBody}}
-	case cl.length < 0 || n > maxInlineBody || cl.expect:
-		return nil
 	}
-	return cl.takeInline(mem)
+	return nil
 }
 
 // takeInline reads a small body in memory, to be sent with the head.
@@ -301,7 +304,6 @@ func (cl *call) takeInline(mem memReader) error {
 			return &marked{bodyLengthText(cl.length, int64(len(cl.inline.b))), []error{ErrRequestBody, err}}
 		}
 	}
-	cl.dropBody()
 	return nil
 }
 
