@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	initialBuffer = 4 << 10
+	initialBuffer = 8 << 10
 	// maxPooledBuffer keeps one large head from staying in the pool for good.
 	maxPooledBuffer = 64 << 10
 	// maxEmptyReads bounds a source that keeps returning (0, nil).
