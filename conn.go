@@ -126,6 +126,8 @@ type conn struct {
 	// cannot is used once. watched: it is known to the watcher. Both are set
 	// when it is dialed.
 	checkable, watched bool
+	// shares: it may take several requests at a time. Set when it is dialed.
+	shares bool
 	// peer10: the peer answers in HTTP/1.0. The owner's.
 	peer10 bool
 
@@ -135,12 +137,13 @@ type conn struct {
 	// silent: a request timed out without a byte from the peer. It gets no
 	// other one until the peer has been heard.
 	silent bool
-	// settling: its capacity is about to be heard.
-	settling    bool
-	retired     CloseReason // why it gets no more requests; CloseNone: it does
-	state       connState
-	limitReason CloseReason // what idleLimit stands for
-	reason      CloseReason
+	// settling: its capacity is about to be heard. serving: host.serving
+	// counts it.
+	settling, serving bool
+	retired           CloseReason // why it gets no more requests; CloseNone: it does
+	state             connState
+	limitReason       CloseReason // what idleLimit stands for
+	reason            CloseReason
 }
 
 // setIdle notes that c is idle since now and when that ends. idleTimeout is
@@ -346,9 +349,9 @@ func (c *conn) shutDown() {
 	_ = c.nc.Close()
 }
 
-// info describes c to a ReuseStrategy.
-func (c *conn) info() ConnInfo {
-	return ConnInfo{Host: c.host.name, RemoteAddr: addrString(c.nc.RemoteAddr()), DialedAt: c.dialedAt, Served: c.served}
+// info describes c, with its served-th request, to a ReuseStrategy.
+func (c *conn) info(served int) ConnInfo {
+	return ConnInfo{Host: c.host.name, RemoteAddr: addrString(c.nc.RemoteAddr()), DialedAt: c.dialedAt, Served: served}
 }
 
 func addrString(a net.Addr) string {

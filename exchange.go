@@ -538,7 +538,7 @@ func (ex *exchange) judge(head wire.Head, now time.Time) {
 		last: ex.cl.lastOn(ex.c), auth: ex.cl.key.Auth,
 	})
 	if s := ex.t.cfg.reuse; s != nil && ex.verdict.Keep {
-		ex.verdict = ex.verdict.stricter(s.Reuse(head.Response, ex.c.info(), ex.verdict.ReuseVerdict))
+		ex.verdict = ex.verdict.stricter(s.Reuse(head.Response, ex.c.info(ex.c.served), ex.verdict.ReuseVerdict))
 	}
 }
 

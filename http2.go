@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -21,6 +22,8 @@ type http2 struct {
 	t    *Transport
 	cc   *http.ClientConn
 	sock *http2Socket
+	// answered: it has brought an answer.
+	answered atomic.Bool
 }
 
 // initialStreams is how many requests at a time a connection takes whose peer
@@ -32,8 +35,13 @@ const initialStreams = 100
 func newHTTP2Maker(cfg *config) *http.Transport {
 	var p http.Protocols
 	p.SetUnencryptedHTTP2(true) // TLS, if any, has been dealt with
+	var details http.HTTP2Config
+	if cfg.http2 != nil {
+		details = *cfg.http2
+	}
+	details.WriteByteTimeout = cmp.Or(details.WriteByteTimeout, cfg.write)
 	return &http.Transport{
-		Protocols: &p, HTTP2: cfg.http2,
+		Protocols: &p, HTTP2: &details,
 		DisableCompression:     cfg.disableCompression,
 		ExpectContinueTimeout:  cfg.expectContinue,
 		MaxResponseHeaderBytes: int64(cfg.maxHeaderBytes),
@@ -49,25 +57,14 @@ type http2SocketKey struct{}
 // speakHTTP2 makes HTTP/2 the protocol of c, which has just been dialed.
 func (t *Transport) speakHTTP2(ctx context.Context, c *conn) error {
 	h := &http2{t: t, sock: newHTTP2Socket(t, c)}
-	c.protocol, c.capacity, c.settling = h, initialStreams, true
+	c.protocol, c.shares, c.capacity, c.settling = h, true, initialStreams, true
 	ctx = context.WithValue(context.WithoutCancel(ctx), http2SocketKey{}, net.Conn(h.sock))
 	var err error
 	if h.cc, err = t.http2Maker.NewClientConn(ctx, "http", "unused.invalid:80"); err != nil {
 		h.sock.settle()
 		return err
 	}
-	h.cc.SetStateHook(func(*http.ClientConn) { h.changed(c) })
 	return nil
-}
-
-// changed is called when more requests may be sent than before, when one has
-// ended, and when the connection is no more.
-func (h *http2) changed(c *conn) {
-	if h.cc.Err() != nil {
-		h.t.perform(h.t.pool.peerGone(c, time.Now()))
-		return
-	}
-	h.t.perform(h.t.pool.capacityChanged(c, h.cc.InFlight()+h.cc.Available(), time.Now()))
 }
 
 func (h *http2) close(*conn) { _ = h.cc.Close() }
@@ -78,15 +75,18 @@ type http2Socket struct {
 	net.Conn
 	t *Transport
 	c *conn
-	// began: a read has returned. Of the one goroutine that reads.
-	began    bool
+	// Of the one goroutine that reads. told is the limit that the pool knows.
+	frames   frames
+	told     int
 	received atomic.Int64
 	// silent: the pool is to be told when the peer is heard next.
 	silent atomic.Bool
 
-	mu        sync.Mutex
-	isSettled bool
-	timer     *time.Timer // until settled
+	mu      sync.Mutex
+	settled bool
+	timer   *time.Timer // until settled
+	closed  bool
+	err     error // the first of a read or write before that: the connection is lost
 }
 
 // settleWait is how long the first word of the peer may take before a
@@ -94,45 +94,95 @@ type http2Socket struct {
 const settleWait = time.Second
 
 func newHTTP2Socket(t *Transport, c *conn) *http2Socket {
-	s := &http2Socket{Conn: c.nc, t: t, c: c}
+	s := &http2Socket{Conn: c.nc, t: t, c: c, told: initialStreams}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(settleWait, s.settle)
 	return s
 }
 
-// Read notes that what came before has been dealt with when the next bytes are
-// asked for: the first is the peer's settings (RFC 9113 section 3.4).
+// Read passes on to the pool what the peer says: at once that it takes less, and
+// that it takes more when the ClientConn knows, which it does when it asks for
+// what follows.
 func (s *http2Socket) Read(p []byte) (int, error) {
-	if s.began {
-		s.settle()
-	}
+	s.tell()
 	n, err := s.Conn.Read(p)
-	s.began = true
+	s.frames.feed(p[:n])
 	s.received.Add(int64(n))
+	if s.frames.goAway || s.frames.limit < s.told {
+		s.tell()
+	}
+	if s.frames.http1 {
+		s.lost(errAnswersHTTP1)
+	}
 	if err != nil {
-		s.settle()
+		s.lost(err)
 	}
 	if n > 0 && s.silent.Load() && s.silent.Swap(false) {
-		s.t.perform(s.t.pool.heard(s.c, time.Now()))
+		s.t.act(func() todo { return s.t.pool.heard(s.c, time.Now()) })
 	}
 	return n, err
 }
 
+var errAnswersHTTP1 = errors.New("the server answers in HTTP/1")
+
+// tell tells the pool what is new.
+func (s *http2Socket) tell() {
+	if !s.frames.news {
+		return
+	}
+	s.frames.news = false
+	s.told = s.frames.limit
+	s.t.act(func() todo { return s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()) })
+	s.settle()
+}
+
+// Write writes to the connection.
+func (s *http2Socket) Write(p []byte) (int, error) {
+	n, err := s.Conn.Write(p)
+	if err != nil {
+		s.lost(err)
+	}
+	return n, err
+}
+
+// lost notes that the connection is of no more use.
+func (s *http2Socket) lost(err error) {
+	s.mu.Lock()
+	if s.err == nil && !s.closed {
+		s.err = err
+	}
+	s.mu.Unlock()
+	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
+	s.settle()
+}
+
+// failure returns why the connection was lost, nil if it was not, or was by our
+// own doing.
+func (s *http2Socket) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
 func (s *http2Socket) settle() {
 	s.mu.Lock()
-	first := !s.isSettled
-	s.isSettled = true
+	first := !s.settled
+	s.settled = true
 	s.timer.Stop()
 	s.mu.Unlock()
 	if first {
-		s.t.perform(s.t.pool.settled(s.c))
+		s.t.act(func() todo { return s.t.pool.settled(s.c) })
 	}
 }
 
 // Close closes the connection. TLS's close_notify is sent if there is room for
 // it.
 func (s *http2Socket) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
 	s.settle()
 	s.c.shutDown()
 	return nil
@@ -160,14 +210,16 @@ type stream struct {
 	head     *time.Timer // of the wait for the head; nil: none
 	body     io.ReadCloser
 	over     bool // the connection was given back
+	closed   bool // by the user
+	bodyErr  error
 }
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
 	cl.watchCancel()
 	s := &stream{h: h, cl: cl, c: c, start: now, lease: h.t.pool.lease(c)}
 	s.received, s.wrote = h.sock.received.Load(), c.sc.BytesWritten()
-	if err := h.cc.Reserve(); err != nil {
-		return nil, s.stale(err)
+	if cl.last != CloseNone {
+		h.t.perform(h.t.pool.retire(c, cl.last)) // nobody else may begin on it
 	}
 	s.ctx, s.end = context.WithCancelCause(cl.ctx)
 	if at := cl.hard.at; !at.IsZero() {
@@ -180,17 +232,6 @@ func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *ou
 	}
 	s.deliver(resp)
 	return resp, nil
-}
-
-// stale says that the connection did not take the request: nothing was sent.
-func (s *stream) stale(err error) *outcome {
-	out := &outcome{stale: true, err: s.error(PhaseWrite, err)}
-	if ended := s.cl.contextEnded(); ended != nil {
-		out.err.Err, out.canceled = ended, true
-	}
-	s.h.t.pool.noteStale(s.c.host)
-	s.h.t.perform(s.h.t.pool.refused(s.c))
-	return out
 }
 
 // request returns the request as net/http is to send it.
@@ -209,7 +250,7 @@ func (s *stream) request() *http.Request {
 		req.Body = io.NopCloser(bytes.NewReader(bytes.Clone(cl.inline.b)))
 		req.ContentLength = cl.length
 	case cl.body != nil:
-		s.sent = &streamedBody{body: cl.body}
+		s.sent = &streamedBody{body: cl.body, done: make(chan struct{})}
 		req.Body, req.ContentLength = s.sent, cl.length
 	default:
 		req.Body, req.ContentLength = nil, 0
@@ -235,41 +276,83 @@ func (s *stream) headArrived() {
 	}
 }
 
-// streamedBody is a request body as net/http reads it.
+// streamedBody is a request body as net/http reads it. net/http closes it when
+// sending is over, whatever came of it, and may read on a little later.
 type streamedBody struct {
 	body *requestBody
+	done chan struct{} // closed by Close
+	once sync.Once
 
 	mu      sync.Mutex
 	touched bool
+	ended   bool  // it was read to its end
+	stopped bool  // the user's body is not read any more
 	err     error // of the user's Read
 }
 
 func (b *streamedBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
-	b.touched = true
+	stopped := b.stopped
+	b.touched = b.touched || !stopped
 	b.mu.Unlock()
+	if stopped {
+		return 0, errStopped
+	}
 	n, err := b.body.read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		b.mu.Lock()
-		b.err = err
-		b.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		b.ended = true
+	case !b.stopped:
+		b.err = err // not of its Close
 	}
 	return n, err
 }
 
+// Close closes the user's body, unless another attempt may need it.
 func (b *streamedBody) Close() error {
-	b.body.close()
+	if b.stop() {
+		b.body.close()
+	}
+	b.once.Do(func() { close(b.done) })
 	return nil
 }
 
-// state returns what has become of the body. It may be nil.
-func (b *streamedBody) state() (touched bool, err error) {
+// stop ends the reading of the user's body, but for a Read under way, and
+// reports whether there was any.
+func (b *streamedBody) stop() (touched bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stopped = true
+	return b.touched
+}
+
+// unsent reports whether sending has begun and is not over.
+func (b *streamedBody) unsent() bool {
 	if b == nil {
-		return false, nil
+		return false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.touched, b.err
+	return b.touched && !b.ended
+}
+
+// finish ends sending with the end of the answer, which may overtake it a
+// little.
+func (b *streamedBody) finish() {
+	if b == nil {
+		return
+	}
+	timer := time.NewTimer(sentGrace)
+	defer timer.Stop()
+	select {
+	case <-b.done:
+	case <-timer.C:
+	}
+	b.stop()
+	b.body.close()
 }
 
 // deliver makes resp ours, and gives the connection back if nothing of the
@@ -281,12 +364,11 @@ func (s *stream) deliver(resp *http.Response) {
 	if cl.last != CloseNone {
 		s.verdict = drop(cl.last)
 	} else if strategy := t.cfg.reuse; strategy != nil {
-		info := s.c.info()
-		info.Served = s.lease.served + 1
-		s.verdict = s.verdict.stricter(strategy.Reuse(resp, info, s.verdict.ReuseVerdict))
+		s.verdict = s.verdict.stricter(strategy.Reuse(resp, s.c.info(s.lease.served+1), s.verdict.ReuseVerdict))
 	}
+	s.h.answered.Store(true)
 	s.body = resp.Body
-	if hasNoState(resp.Body) {
+	if isEmpty(resp, cl.req.Method) {
 		resp.Body = http.NoBody
 		s.finish()
 		return
@@ -294,15 +376,20 @@ func (s *stream) deliver(resp *http.Response) {
 	resp.Body = streamBody{s}
 }
 
-// hasNoState reports whether body is of a type without any field: the empty
-// body of net/http's HTTP/2, which is not http.NoBody.
-func hasNoState(body io.ReadCloser) bool {
-	t := reflect.TypeOf(body)
-	return t.Kind() == reflect.Struct && t.NumField() == 0
+// isEmpty reports whether the body of resp is known to be empty. net/http's
+// HTTP/2 has a type without any field for that, which is not http.NoBody, and
+// one for a body that was announced and did not come.
+func isEmpty(resp *http.Response, method string) bool {
+	t := reflect.TypeOf(resp.Body)
+	if t.Kind() != reflect.Struct || t.NumField() > 0 {
+		return false
+	}
+	return resp.ContentLength <= 0 || method == http.MethodHead || resp.StatusCode == http.StatusNotModified
 }
 
 // finish gives the connection back, once. The request is over with it.
 func (s *stream) finish() {
+	s.sent.finish()
 	if s.giveBack(s.verdict, true) {
 		s.cl.finish()
 	}
@@ -328,10 +415,14 @@ func (s *stream) giveBack(v verdict, last bool) bool {
 
 // fail ends a stream that has no answer.
 func (s *stream) fail(err error) *outcome {
-	touched, bodyErr := s.sent.state()
-	out := &outcome{err: s.error(PhaseHeader, nil), bodyErr: bodyErr != nil}
-	if s.sent != nil && touched {
-		s.cl.body.touched = true
+	out := &outcome{err: s.error(PhaseHeader, nil)}
+	if s.sent.unsent() {
+		out.err.Phase = PhaseWrite
+	}
+	var bodyErr error
+	if b := s.sent; b != nil {
+		b.body.touched = b.stop()
+		bodyErr, out.bodyErr = b.err, b.err != nil
 	}
 	v := verdict{}
 	switch cause := s.ownDoing(out); {
@@ -339,17 +430,45 @@ func (s *stream) fail(err error) *outcome {
 		out.err.Err = cause
 	case bodyErr != nil:
 		out.err.Err = bodyError(bodyErr)
+	case isNotTaken(err):
+		v = drop(CloseStale)
+		s.notTaken(out, err)
 	case isRefused(err):
 		out.refused, out.err.Err = true, named(err)
 	case isStreamError(err), s.h.cc.Err() == nil:
 		out.final, out.err.Err = true, named(err)
 	default:
 		v = drop(CloseReadError)
-		out.err.Err = endError(err, out.err.Reused, false)
+		out.err.Err = s.lost(err, out.err.Reused)
 	}
 	s.listen(out.err)
 	s.giveBack(v, false)
 	return out
+}
+
+// notTaken says that nothing of the request was sent, because the connection
+// takes no more. On one that has brought no answer yet that counts as an
+// attempt: there may never be one that does.
+func (s *stream) notTaken(out *outcome, err error) {
+	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false)
+	if out.refused = true; s.h.answered.Load() {
+		out.stale = true
+		s.h.t.pool.noteStale(s.c.host)
+	}
+}
+
+// lost names the cause of the end of the connection, of which net/http says err.
+func (s *stream) lost(err error, reused bool) error {
+	failure := s.h.sock.failure()
+	switch {
+	case failure == nil || isEnd(err):
+		return endError(err, reused, false)
+	case isTimeout(failure):
+		return writeTimeout(failure) // reading has none
+	case isEnd(failure):
+		failure = endError(failure, reused, false)
+	}
+	return &marked{err.Error() + ": " + failure.Error(), []error{err, failure}}
 }
 
 // ownDoing returns what we did ourselves to end the stream, or nil.
@@ -375,9 +494,9 @@ func (s *stream) listen(e *Error) {
 	h.sock.silent.Store(true)
 	h.t.pool.silent(s.c)
 	patience := min(max(4*s.c.rtt, minPingWait), maxPingWait)
-	time.AfterFunc(patience, func() { h.t.perform(h.t.pool.settled(s.c)) })
+	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c) }) })
 	if h.sock.received.Load() != s.received && h.sock.silent.Swap(false) {
-		h.t.perform(h.t.pool.heard(s.c, time.Now()))
+		h.t.act(func() todo { return h.t.pool.heard(s.c, time.Now()) })
 	}
 }
 
@@ -410,6 +529,9 @@ type streamBody struct{ s *stream }
 // or an *Error with PhaseBody.
 func (b streamBody) Read(p []byte) (int, error) {
 	s := b.s
+	if err := s.readErr(); err != nil {
+		return 0, err
+	}
 	if d := s.cl.limit.bodyRead; d > 0 {
 		timer := time.AfterFunc(d, func() { s.end(ErrBodyReadTimeout) })
 		defer timer.Stop()
@@ -417,37 +539,75 @@ func (b streamBody) Read(p []byte) (int, error) {
 	n, err := s.body.Read(p)
 	switch {
 	case err == nil:
+		return n, nil
 	case errors.Is(err, io.EOF):
 		s.finish()
 	default:
 		err = s.failBody(err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return n, http.ErrBodyReadAfterClose
+	}
+	s.bodyErr = err
 	return n, err
+}
+
+// readErr returns what reading the body has come to.
+func (s *stream) readErr() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return http.ErrBodyReadAfterClose
+	}
+	return s.bodyErr
 }
 
 // failBody ends the stream because reading its body failed with err, and
 // returns the error for the user.
 func (s *stream) failBody(err error) error {
-	s.mu.Lock()
-	over := s.over
-	s.mu.Unlock()
-	if over {
-		return http.ErrBodyReadAfterClose
-	}
-	e := s.error(PhaseBody, named(err))
-	if cause := s.ownDoing(&outcome{}); cause != nil {
+	e := s.error(PhaseBody, nil)
+	switch cause := s.ownDoing(&outcome{}); {
+	case cause != nil:
 		e.Err = cause
+	case isStreamError(err), s.h.cc.Err() == nil:
+		e.Err = named(err)
+	default:
+		e.Err = s.lost(err, false)
 	}
 	s.listen(e)
 	s.finish()
 	return e
 }
 
-// Close ends the body: the peer is told not to send the rest. It always returns
-// nil.
+// Close ends the body: the peer is told not to send the rest. It does not wait
+// for the peer and always returns nil.
 func (b streamBody) Close() error {
-	_ = b.s.body.Close()
-	b.s.finish()
+	s := b.s
+	s.mu.Lock()
+	closed, over := s.closed, s.over
+	s.closed = true
+	s.mu.Unlock()
+	if closed || over {
+		return nil
+	}
+	s.end(nil) // so that the next does not wait for more than a write under way
+	ended := make(chan struct{})
+	s.h.t.tasks.run(func() {
+		defer close(ended)
+		_ = s.body.Close()
+	})
+	timer := time.NewTimer(stuckGrace)
+	defer timer.Stop()
+	select {
+	case <-ended:
+	case <-timer.C:
+	}
+	if s.sent != nil {
+		s.sent.stop()
+	}
+	s.finish()
 	return nil
 }
 
@@ -468,16 +628,15 @@ func isStreamError(err error) bool {
 
 // isRefused reports whether the peer has not processed the request, which may
 // be repeated then whatever its method (RFC 9113 section 8.7): a stream that it
-// refused, or one above the last of a GOAWAY; or that nothing was sent.
+// refused, or one above the last of a GOAWAY.
 func isRefused(err error) bool {
 	const refusedStream = 7
 	if e, ok := errors.AsType[streamError](err); ok {
 		return e.Code == refusedStream
 	}
-	// net/http exports neither.
-	switch err.Error() {
-	case "http2: Transport received Server's graceful shutdown GOAWAY", "http2: client conn not usable":
-		return true
-	}
-	return false
+	return err.Error() == "http2: Transport received Server's graceful shutdown GOAWAY" // not exported
 }
+
+// isNotTaken reports whether err says that nothing was sent: the connection
+// took no more requests.
+func isNotTaken(err error) bool { return err.Error() == "http2: client conn not usable" } // not exported

@@ -12,7 +12,7 @@ func (p *pool) adoptLocked(h *host, c *conn, now time.Time) {
 	c.heapIndex = -1
 	c.dialedAt, c.idleSince = now, now
 	c.left = -1
-	if c.settling {
+	if c.settling = c.settling && p.cfg.perConn(2) > 1; c.settling {
 		h.settling++
 	}
 	if n := p.cfg.maxRequestsPerConn; n > 0 {
@@ -27,6 +27,7 @@ func (p *pool) adoptLocked(h *host, c *conn, now time.Time) {
 	p.all.inUse++
 	h.Opened++
 	p.all.Opened++
+	p.serveLocked(c)
 }
 
 // suspectLocked drops the idle connections of h that have been idle since
@@ -54,6 +55,7 @@ func (p *pool) suspect(h *host, then time.Time) (do todo) {
 func (p *pool) dropLocked(c *conn, reason CloseReason, do *todo) {
 	c.reason = reason
 	p.moveLocked(c, stateClosing)
+	p.serveLocked(c)
 	p.unscheduleLocked(c)
 	delete(p.watched, c.id)
 	c.host.closed[reason]++
@@ -112,6 +114,9 @@ func (p *pool) peerGone(c *conn, now time.Time) (do todo) {
 	case stateLeased:
 		c.peerGone = true
 		p.shareLocked(c)
+		if c.host != nil {
+			p.fillLocked(c.host, &do)
+		}
 	case stateClosing, stateClosed, stateDetached:
 	}
 	return do

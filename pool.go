@@ -86,10 +86,15 @@ type host struct {
 	// shared holds the connections in use that have room for more.
 	shared queue.Queue[*conn]
 	// perConn is how many requests at a time one connection is likely to take:
-	// 1 when it is known to speak HTTP/1. guessed: none has said so far. settling
-	// counts the connections that are about to say.
-	perConn, settling int
-	guessed           bool
+	// 1 when it is known to speak HTTP/1. guessed: it is not known whether one
+	// takes several; told: a peer has said how many, limit.
+	perConn, limit int
+	guessed, told  bool
+	// settling counts the connections that are about to say how many they take,
+	// serving those with several users at a time that may get more requests.
+	settling, serving int
+	// overdue counts the dials that nobody waits for before dialing more.
+	overdue int
 	// waiters holds all waiters in order of arrival; starving those of them
 	// that no dial is under way for.
 	waiters, starving queue.Queue[*waiter]
@@ -178,8 +183,8 @@ func (p *pool) hostLocked(key hostkey.Key) *host {
 	h := p.hosts[key]
 	if h == nil {
 		h = &host{key: key, name: key.String(), perConn: 1, ends: p.learned[key]}
-		if p.cfg.mayShare(key) {
-			h.perConn, h.guessed = initialStreams, true
+		if n := p.cfg.perConn(initialStreams); n > 1 && p.cfg.mayShare(key) {
+			h.perConn, h.guessed = n, true
 		}
 		h.blocked.Value = h
 		p.hosts[key] = h
@@ -253,11 +258,13 @@ func (p *pool) lendLocked(c *conn) {
 func (p *pool) shareLocked(c *conn) {
 	switch {
 	case c.host == nil: // being dialed
+		return
 	case c.users > 0 && c.hasRoom() && c.retired == CloseNone && !c.peerGone:
 		c.host.shared.Push(&c.inHost)
 	default:
 		c.host.shared.Remove(&c.inHost)
 	}
+	p.serveLocked(c)
 }
 
 // retireLocked makes c, which is in use, get no more requests.
@@ -287,10 +294,11 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 	}
 	c.users--
 	if v.reason != CloseNone {
-		if c.users > 0 {
-			p.retireLocked(c, v.reason)
+		p.retireLocked(c, v.reason)
+		if c.users == 0 {
+			p.dropLocked(c, c.retired, &do)
 		} else {
-			p.dropLocked(c, v.reason, &do)
+			p.fillLocked(c.host, &do)
 		}
 		if v.reason == CloseProtocolError {
 			p.suspectLocked(c.host, now, &do)
@@ -327,6 +335,7 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	if c.users > 0 {
 		if reason != CloseNone {
 			p.retireLocked(c, reason)
+			p.fillLocked(h, do)
 		}
 		p.shareLocked(c)
 		return

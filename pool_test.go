@@ -8,6 +8,7 @@ import (
 	"go/parser"
 	"go/token"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -70,7 +71,7 @@ func (b *bench) deliver() {
 				b.t.Fatalf("a grant of %+v", g)
 			}
 			if g.c != nil {
-				if w.fresh && g.c.capacity == 1 && g.c.served > 1 {
+				if w.fresh && !g.c.shares && g.c.served > 1 {
 					b.t.Fatal("a used connection for a request that wants a fresh one")
 				}
 				b.lease(g.c)
@@ -83,7 +84,7 @@ func (b *bench) deliver() {
 }
 
 func (b *bench) lease(c *conn) {
-	if c.state != stateLeased || c.capacity == 1 && slices.Contains(b.leased, c) {
+	if c.state != stateLeased || !c.shares && slices.Contains(b.leased, c) {
 		b.t.Fatalf("two owners of one connection (%v)", c.state)
 	}
 	if c.served > 1 && c.expired(b.now) != CloseNone {
@@ -120,7 +121,7 @@ func (b *bench) dialed(d *dial, err error) *conn {
 	if err == nil {
 		c = &conn{checkable: true, capacity: 1}
 		if b.p.cfg.mayShare(d.host.key) && b.rand.IntN(4) > 0 {
-			c.capacity, c.settling = 3, true
+			c.shares, c.capacity, c.settling = true, 3, true
 		}
 		b.conns = append(b.conns, c)
 	}
@@ -185,7 +186,7 @@ func (b *bench) open(host string, n int) []*conn {
 // checkShared checks what is known of connections with several users, and
 // returns how many connections are leased.
 func (b *bench) checkShared() (leased int) {
-	users, settling := map[*conn]int{}, map[*host]int{}
+	users, settling, serving := map[*conn]int{}, map[*host]int{}, map[*host]int{}
 	for _, c := range b.leased {
 		users[c]++
 	}
@@ -203,8 +204,14 @@ func (b *bench) checkShared() (leased int) {
 		if c.settling {
 			settling[c.host]++
 		}
+		if c.shares && c.retired == CloseNone && !c.peerGone && !c.silent && (c.state == stateLeased || c.state == stateIdle) {
+			serving[c.host]++
+		}
 	}
 	for _, h := range b.p.hosts {
+		if h.serving != serving[h] {
+			b.t.Fatalf("%d connections may get requests, the pool says %d", serving[h], h.serving)
+		}
 		if h.settling != settling[h] {
 			b.t.Fatalf("%d connections settle, the pool says %d", settling[h], h.settling)
 		}
@@ -271,11 +278,24 @@ func (b *bench) checkHost(h *host) {
 	// Nobody waits without a reason.
 	full := cfg.maxConnsPerHost > 0 && h.slots() >= cfg.maxConnsPerHost
 	blocked := b.p.fullLocked() && h.slots() > 0
-	if h.starving.Len() > 0 && !full && !blocked && !h.aboutToSay() {
+	strict := cfg.http2 != nil && cfg.http2.StrictMaxConcurrentRequests && h.shares() && h.dialing-h.overdue+h.serving+h.closing > 0
+	if h.starving.Len() > 0 && !full && !blocked && !strict && !h.aboutToSay() {
 		b.t.Fatalf("%d requests starve although a dial is allowed: %+v", h.starving.Len(), h.tally)
 	}
-	if blocked && !full && h.starving.Len() > 0 && !h.blocked.Queued() && !h.aboutToSay() {
+	if blocked && !full && !strict && h.starving.Len() > 0 && !h.blocked.Queued() && !h.aboutToSay() {
 		b.t.Fatal("a host that is held back will not be told when a slot is free")
+	}
+	overdue := 0
+	for _, d := range b.dials {
+		if d.host == h && d.overdue {
+			overdue++
+			if d.waiters.Len() > 1 {
+				b.t.Fatal("requests wait for a dial that takes long")
+			}
+		}
+	}
+	if overdue != h.overdue {
+		b.t.Fatalf("%d dials take long, the pool says %d", overdue, h.overdue)
 	}
 	dials := map[*dial]int{}
 	for e := h.waiters.Front(); e != nil; e = e.Next() {
@@ -323,6 +343,8 @@ func (b *bench) step(op, pick byte) {
 		b.dialed(b.dials[at(len(b.dials))], nil)
 	case op < 130 && len(b.dials) > 0:
 		b.dialed(b.dials[at(len(b.dials))], errors.New("refused"))
+	case op < 134 && len(b.dials) > 0:
+		b.take(b.p.overdue(b.dials[at(len(b.dials))]))
 	case op < 180 && len(b.leased) > 0:
 		b.release(b.leased[at(len(b.leased))], keptVerdict)
 	case op < 195 && len(b.leased) > 0:
@@ -350,19 +372,17 @@ func (b *bench) step(op, pick byte) {
 // shareStep does one of the things that happen to connections with several
 // users.
 func (b *bench) shareStep(op byte, c *conn, n int) {
-	if c.state != stateLeased && c.state != stateIdle || c.capacity == 1 && !c.settling {
+	if c.state != stateLeased && c.state != stateIdle || !c.shares {
 		return
 	}
 	switch op {
 	case 250:
 		b.take(b.p.settled(c))
 	case 251, 252:
-		b.take(b.p.capacityChanged(c, n, b.now))
+		b.take(b.p.said(c, n, n == 15, b.now))
 	case 253:
-		if i := slices.Index(b.leased, c); i >= 0 {
-			b.leased = remove(b.leased, c)
-			b.take(b.p.refused(c))
-			b.p.endRequest()
+		if c.users > 0 {
+			b.take(b.p.retire(c, CloseClientRequest))
 		}
 	case 254:
 		if c.users > 0 {
@@ -423,6 +443,9 @@ var benchConfigs = [][]Option{
 	{WithMaxIdleConnsPerHost(2), WithMaxIdleConns(3), WithIdleOrder(FIFO)},
 	{WithMaxRequestsPerConn(3), WithIdleConnTimeout(20 * time.Second), WithMaxConnLifetime(time.Minute)},
 	{WithDisableKeepAlives(true), WithMaxConnsPerHost(2)},
+	{WithDisableKeepAlives(true)},
+	{WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true})},
+	{WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true}), WithMaxConns(3)},
 }
 
 func TestPoolAgainstAModel(t *testing.T) {

@@ -18,39 +18,69 @@ func (p *pool) lease(c *conn) lease {
 	return lease{served: c.served - 1, wasIdle: c.wasIdle, idleFor: c.idleFor}
 }
 
-// capacityChanged notes that c takes n requests at a time now. With none it
-// takes no more at all.
-func (p *pool) capacityChanged(c *conn, n int, now time.Time) (do todo) {
+// perConn returns how many requests at a time a connection may be given whose
+// peer takes n.
+func (c *config) perConn(n int) int {
+	if c.disableKeepAlives || c.keepNoneIdle {
+		return 1
+	}
+	if m := c.maxRequestsPerConn; m > 0 {
+		n = min(n, m)
+	}
+	return max(n, 1)
+}
+
+// said notes what the peer of c has said: how many requests it takes at a time,
+// and whether it takes no more at all.
+func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.capacity = int32(min(n, 1<<30)) //nolint:gosec // bounded
-	if n <= 0 {
+	h, full := c.host, !c.hasRoom()
+	c.capacity = int32(limit) //nolint:gosec // bounded, see frames
+	if goAway {
 		p.retireLocked(c, CloseServerRequest)
 		if c.state == stateIdle {
+			p.noteEndLocked(c, now)
 			p.dropLocked(c, CloseServerRequest, &do)
+		}
+		if h != nil {
+			p.fillLocked(h, &do)
 		}
 		return do
 	}
-	if c.host != nil && c.host.perConn > 1 {
-		c.host.perConn = max(n, 2)
+	if h == nil {
+		return do
 	}
-	p.offerLocked(c, now, &do)
+	h.perConn, h.limit, h.told = p.cfg.perConn(limit), limit, true
+	if full || c.state == stateLeased {
+		p.offerLocked(c, now, &do)
+	}
+	p.shareLocked(c)
 	return do
 }
 
-// refused notes that c, which was leased, did not take the request: it has no
-// room for it now, whatever was known.
-func (p *pool) refused(c *conn) (do todo) {
+// retire makes c, which is leased, get no more requests.
+func (p *pool) retire(c *conn, reason CloseReason) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	c.users--
-	if c.users == 0 {
-		p.dropLocked(c, CloseStale, &do)
-		return do
-	}
-	c.capacity = c.users
-	p.shareLocked(c)
+	p.retireLocked(c, reason)
+	p.fillLocked(c.host, &do)
 	return do
+}
+
+// serveLocked keeps host.serving.
+func (p *pool) serveLocked(c *conn) {
+	serves := c.shares && c.retired == CloseNone && !c.peerGone && !c.silent &&
+		(c.state == stateLeased || c.state == stateIdle)
+	switch {
+	case serves == c.serving:
+		return
+	case serves:
+		c.host.serving++
+	default:
+		c.host.serving--
+	}
+	c.serving = serves
 }
 
 // silent notes that a request timed out on c and nothing was heard of its peer
@@ -72,20 +102,21 @@ func (p *pool) heard(c *conn, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	c.silent = false
-	defer p.settledLocked(c, &do)
-	if c.state == stateIdle { // its time to be idle was shorter
-		p.moveLocked(c, stateLeased)
-	}
-	p.offerLocked(c, now, &do)
+	p.offerLocked(c, now, &do) // if it is idle, the time for that was shorter
+	p.settledLocked(c, &do)
 	return do
 }
 
-// offerLocked gives waiters what room c, which is leased, has.
+// offerLocked gives waiters what room c has.
 func (p *pool) offerLocked(c *conn, now time.Time, do *todo) {
-	if c.host == nil || c.state != stateLeased {
-		return
+	switch {
+	case c.host == nil: // being dialed
+	case c.state == stateIdle:
+		p.moveLocked(c, stateLeased)
+		p.putLocked(c, now, do)
+	case c.state == stateLeased:
+		p.putLocked(c, now, do)
 	}
-	p.putLocked(c, now, do)
 }
 
 // settled notes that what c takes is known as far as it will be: if that is not

@@ -103,6 +103,14 @@ func (t *Transport) perform(do todo) {
 	}
 }
 
+// act carries out what the pool decides, for a goroutine that is not of tasks:
+// Close waits for it all the same.
+func (t *Transport) act(decide func() todo) {
+	t.tasks.add(1)
+	defer t.tasks.add(-1)
+	t.perform(decide())
+}
+
 // begin carries out all of do but the closing of connections.
 func (t *Transport) begin(do todo) {
 	for _, d := range do.cancel {
@@ -147,9 +155,17 @@ func (t *Transport) unwatch(c *conn) {
 	}
 }
 
+// dialPatience is how long many requests wait for one dial before another one
+// is started.
+const dialPatience = 500 * time.Millisecond
+
 // dial makes the connection that the pool asked for. It runs in a goroutine of
 // its own, which perform starts; the dial's timeout or Close ends it.
 func (t *Transport) dial(d *dial) {
+	if d.many {
+		timer := time.AfterFunc(dialPatience, func() { t.act(func() todo { return t.pool.overdue(d) }) })
+		defer timer.Stop()
+	}
 	c, err := t.dialer.dial(d.ctx, d.host.key)
 	d.cancel()
 	if err != nil {
@@ -158,7 +174,7 @@ func (t *Transport) dial(d *dial) {
 	}
 	c.id = t.lastID.Add(1)
 	// One that takes several requests at a time reads all the time.
-	if c.capacity == 1 && c.sc.HasSocket() && sock.Watchable() && !t.cfg.disableKeepAlives {
+	if !c.shares && c.sc.HasSocket() && sock.Watchable() && !t.cfg.disableKeepAlives {
 		t.pool.watch(c)
 		c.watched = t.watcher.Add(c.sc, c.id) == nil
 	}

@@ -40,10 +40,14 @@ type grant struct {
 // dial is a dial under way. Guarded by pool.mu.
 type dial struct {
 	host *host
-	// waiters are those that it is for: as many as host.perConn. With fewer it
-	// is among the host's boarding dials, with none among the orphans.
+	// waiters are those that it is for: as many as it has room. With fewer it is
+	// among the host's boarding dials, with none among the orphans.
 	waiters queue.Queue[*waiter]
 	place   queue.Elem[*dial]
+	// done: it has come to an end. many: it could be for several requests.
+	// overdue: it takes long, and is for one waiter at most. many is set when it
+	// is made and never changed.
+	done, many, overdue bool
 	// ctx has the values of the request that the dial was started for, not
 	// its cancellation; cancel ends it. Set when it is made; never changed.
 	ctx    context.Context //nolint:containedctx // of the dialing goroutine
@@ -75,7 +79,11 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 // boardLocked makes d the dial of starving waiters, as far as it has room.
 func (p *pool) boardLocked(d *dial) {
 	h := d.host
-	for e := h.starving.Front(); e != nil && d.waiters.Len() < max(h.perConn, 1); e = h.starving.Front() {
+	room := h.perConn
+	if d.overdue {
+		room = 1
+	}
+	for e := h.starving.Front(); e != nil && d.waiters.Len() < room; e = h.starving.Front() {
 		p.feedLocked(e.Value)
 		e.Value.dial = d
 		d.waiters.Push(e)
@@ -85,7 +93,7 @@ func (p *pool) boardLocked(d *dial) {
 	switch n := d.waiters.Len(); {
 	case n == 0:
 		h.orphans.Push(&d.place)
-	case n < h.perConn:
+	case n < room:
 		h.boarding.Push(&d.place)
 	}
 }
@@ -110,7 +118,7 @@ func (p *pool) fillLocked(h *host, do *todo) {
 		}
 	}
 	for h.starving.Len() > 0 && !h.aboutToSay() {
-		if p.cfg.http2 != nil && p.cfg.http2.StrictMaxConcurrentRequests && h.perConn > 1 && h.slots() > 0 {
+		if p.cfg.http2 != nil && p.cfg.http2.StrictMaxConcurrentRequests && h.shares() && h.dialing-h.overdue+h.serving+h.closing > 0 {
 			return
 		}
 		if n := p.cfg.maxConnsPerHost; n > 0 && h.slots() >= n {
@@ -121,7 +129,7 @@ func (p *pool) fillLocked(h *host, do *todo) {
 			return
 		}
 		w := h.starving.Front().Value
-		d := &dial{host: h}
+		d := &dial{host: h, many: h.perConn > 1}
 		d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx)) //nolint:fatcontext // each dial has its own
 		d.place.Value = d
 		p.boardLocked(d)
@@ -133,9 +141,36 @@ func (p *pool) fillLocked(h *host, do *todo) {
 	}
 }
 
+// shares reports whether the connections of h take, or may take, several
+// requests at a time.
+func (h *host) shares() bool { return h.perConn > 1 || h.told }
+
 // aboutToSay reports whether a connection of h is about to say how many requests
 // it takes: more are dialed only when that is not enough.
-func (h *host) aboutToSay() bool { return h.settling > 0 || h.guessed && h.dialing > 0 }
+func (h *host) aboutToSay() bool { return h.settling > 0 || h.guessed && h.dialing > h.overdue }
+
+// overdue notes that d takes long: of those that it is for all but one are seen
+// to by another dial, or a single packet lost, or one address that leads
+// nowhere, would keep all of them waiting.
+func (p *pool) overdue(d *dial) (do todo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := d.host
+	if n := p.cfg.maxConnsPerHost; d.done || d.overdue || n > 0 && h.slots() >= n || p.fullLocked() {
+		return do
+	}
+	d.overdue = true
+	h.overdue++
+	for d.waiters.Len() > 1 {
+		e := d.waiters.Back()
+		d.waiters.Remove(e)
+		e.Value.dial = nil
+		h.starving.Push(e)
+	}
+	h.boarding.Remove(&d.place)
+	p.fillLocked(h, &do)
+	return do
+}
 
 // fullLocked reports whether the limit over all hosts is reached.
 func (p *pool) fullLocked() bool {
@@ -224,6 +259,10 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 	h.orphans.Remove(&d.place)
 	h.dialing--
 	p.all.dialing--
+	d.done = true
+	if d.overdue {
+		h.overdue--
+	}
 	if err != nil {
 		h.DialErrors++
 		p.all.DialErrors++
@@ -242,7 +281,7 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 		e.Value.dial = nil
 		h.starving.Push(e)
 	}
-	h.perConn, h.guessed = int(c.capacity), false
+	p.expectLocked(h, c)
 	p.adoptLocked(h, c, now)
 	if p.phase == poolClosed {
 		p.dropLocked(c, CloseTransportClosed, &do)
@@ -253,11 +292,26 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 	return do
 }
 
-// waiterFor returns the oldest waiter that can use c, or nil.
+// expectLocked notes what the protocol of c, which has just been dialed, says of
+// the other connections of h, and what they say of c.
+func (p *pool) expectLocked(h *host, c *conn) {
+	switch {
+	case !c.shares:
+		h.perConn, h.told = 1, false
+	case h.told && c.settling:
+		c.capacity = min(c.capacity, int32(max(h.limit, 1))) //nolint:gosec // bounded, see frames
+	default:
+		h.perConn = p.cfg.perConn(int(c.capacity))
+	}
+	h.guessed = false
+}
+
+// waiterFor returns the oldest waiter that can use c, or nil. To share a
+// connection that was dialed since it waits is as good as to have one alone.
 func (h *host) waiterFor(c *conn) *waiter {
 	for e := h.waiters.Front(); e != nil; e = e.Next() {
-		if !e.Value.fresh || c.served == 0 {
-			return e.Value
+		if w := e.Value; !w.fresh || c.served == 0 || c.shares && c.dialedAt.After(w.since) {
+			return w
 		}
 	}
 	return nil
