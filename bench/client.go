@@ -34,7 +34,7 @@ type client interface {
 type place struct {
 	*scenario
 	addrs []string
-	tls   *tls.Config // nil: not over TLS
+	trust *tls.Config // nil: not over TLS
 	body  []byte      // of requests; nil: GET
 }
 
@@ -48,15 +48,15 @@ func newPlace(s *scenario, h hello) (*place, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.tls = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13}
-		p.tls.RootCAs.AddCert(cert)
+		p.trust = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS13}
+		p.trust.RootCAs.AddCert(cert)
 	}
 	return p, nil
 }
 
 func (p *place) urls() []string {
 	scheme := "http"
-	if p.scenario.tls {
+	if p.tls {
 		scheme = "https"
 	}
 	urls := make([]string, len(p.addrs))
@@ -108,7 +108,7 @@ func (p *place) readBody(body io.Reader, buf []byte) error {
 	for n := 0; ; {
 		m, err := body.Read(buf)
 		n += m
-		if err == io.EOF { //nolint:errorlint // as io.Reader says
+		if err == io.EOF {
 			return p.wantSize(n)
 		}
 		if err != nil {

@@ -18,7 +18,7 @@ func newFastHTTP(p *place) client {
 		MaxConnsPerHost:     p.perHost(),
 		MaxConnWaitTimeout:  never,
 		MaxIdleConnDuration: never,
-		TLSConfig:           p.tls,
+		TLSConfig:           p.trust,
 		StreamResponseBody:  p.holds(),
 	}}
 }

@@ -65,8 +65,8 @@ func (c *floor) take(host int) (net.Conn, error) {
 	c.mu.Unlock()
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(background(), "tcp", c.addrs[host])
-	if err == nil && c.place.tls != nil {
-		config := c.place.tls.Clone()
+	if err == nil && c.trust != nil {
+		config := c.trust.Clone()
 		config.ServerName = "127.0.0.1"
 		conn = tls.Client(conn, config)
 	}

@@ -7,7 +7,9 @@ replace github.com/keepalive-http/keepalive => ..
 require (
 	github.com/cloudwego/hertz v0.10.4
 	github.com/keepalive-http/keepalive v0.0.0-00010101000000-000000000000
+	github.com/stretchr/testify v1.12.1
 	github.com/valyala/fasthttp v1.74.0
+	go.uber.org/goleak v1.3.0
 )
 
 require (
@@ -26,6 +28,7 @@ require (
 	github.com/tidwall/pretty v1.2.0 // indirect
 	github.com/twitchyliquid64/golang-asm v0.15.1 // indirect
 	github.com/valyala/bytebufferpool v1.0.0 // indirect
+	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/arch v0.0.0-20210923205945-b76863e36670 // indirect
 	golang.org/x/net v0.62.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect

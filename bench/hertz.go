@@ -22,8 +22,8 @@ func newHertz(p *place) (client, error) {
 		hertz.WithMaxIdleConnDuration(never),
 		hertz.WithResponseBodyStream(p.holds()),
 	}
-	if p.tls != nil {
-		opts = append(opts, hertz.WithTLSConfig(p.tls), hertz.WithDialer(standard.NewDialer()))
+	if p.trust != nil {
+		opts = append(opts, hertz.WithTLSConfig(p.trust), hertz.WithDialer(standard.NewDialer()))
 	}
 	c, err := hertz.NewClient(opts...)
 	return &hertzClient{place: p, c: c, texts: p.urls()}, err

@@ -70,7 +70,7 @@ func parse(args []string, progress io.Writer) (*options, error) {
 	f.StringVar(&o.svg, "svg", "", "draw the CPU ratios into this `file`")
 	f.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile to this `file`; with one scenario and one client")
 	f.Usage = func() {
-		fmt.Fprintln(progress, "usage: go run . [flags]   (from the repository's root: go -C bench run . [flags])")
+		_, _ = fmt.Fprintln(progress, "usage: go run . [flags]   (from the repository's root: go -C bench run . [flags])")
 		f.PrintDefaults()
 	}
 	if err := f.Parse(args); err != nil {

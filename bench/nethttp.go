@@ -26,7 +26,7 @@ func newNetHTTP(p *place) (client, error) {
 		MaxIdleConnsPerHost: plenty,
 		MaxConnsPerHost:     p.maxPerHost,
 		IdleConnTimeout:     never,
-		TLSClientConfig:     p.tls,
+		TLSClientConfig:     p.trust,
 	}
 	return withTypes(p, t, t.CloseIdleConnections)
 }
@@ -37,7 +37,7 @@ func newKeepalive(p *place) (client, error) {
 		keepalive.WithMaxIdleConnsPerHost(0),
 		keepalive.WithMaxConnsPerHost(p.maxPerHost),
 		keepalive.WithIdleConnTimeout(never),
-		keepalive.WithTLSConfig(p.tls),
+		keepalive.WithTLSConfig(p.trust),
 		keepalive.WithProxy(nil),
 	}
 	if p.caller == callDoRequestTimeout {
@@ -144,7 +144,7 @@ func (c *nethttp) hold() (finish func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.rt.RoundTrip(req)
+	resp, err := c.rt.RoundTrip(req) //nolint:bodyclose // finish closes it
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"html"
 	"io"
 	"math"
-	"strings"
 )
 
 // Sizes of the plot, in pixels.
@@ -17,20 +16,22 @@ const (
 // plot is a drawing of the CPU ratios: a line for each scenario, on it a dot
 // for each client, the quartiles of keepalive's as a bar, its target as a tick.
 type plot struct {
-	strings.Builder
+	svg  []byte
 	most float64 // the ratio at the right end
 }
+
+func (p *plot) add(format string, args ...any) { p.svg = fmt.Appendf(p.svg, format, args...) }
 
 func (p *plot) x(ratio float64) float64 {
 	return plotLeft + plotWidth*min(ratio, p.most)/p.most
 }
 
 func (p *plot) text(x, y float64, anchor, text string) {
-	fmt.Fprintf(p, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", x, y, anchor, html.EscapeString(text))
+	p.add("<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", x, y, anchor, html.EscapeString(text))
 }
 
 func (p *plot) line(x1, y1, x2, y2 float64, style string) {
-	fmt.Fprintf(p, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" %s/>\n", x1, y1, x2, y2, style)
+	p.add("<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" %s/>\n", x1, y1, x2, y2, style)
 }
 
 // dot draws the mark of a client.
@@ -39,7 +40,7 @@ func (p *plot) dot(x, y float64, client string) {
 	if client == nameKeepalive {
 		r = 6
 	}
-	fmt.Fprintf(p, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.0f\" fill=\"%s\"/>\n", x, y, r, colour(client))
+	p.add("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%.0f\" fill=\"%s\"/>\n", x, y, r, colour(client))
 }
 
 func colour(client string) string {
@@ -73,9 +74,9 @@ func (r *report) writeSVG(out io.Writer) error {
 	}
 	bottom := float64(plotTop + plotRow*len(rows))
 	width, height := plotLeft+plotWidth+plotRight, int(bottom)+plotBottom
-	fmt.Fprintf(p, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %[1]d %[2]d\" "+
+	p.add("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %[1]d %[2]d\" "+
 		"font-family=\"sans-serif\" font-size=\"12\">\n", width, height)
-	fmt.Fprintf(p, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height)
+	p.add("<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height)
 	p.text(plotLeft, 20, "start", "CPU time of the client process per request, net/http = 1 (less is better)")
 	r.drawLegend(p)
 	for tenth := 0; float64(tenth)/10 <= p.most; tenth += 2 {
@@ -87,8 +88,8 @@ func (r *report) writeSVG(out io.Writer) error {
 	for i, res := range rows {
 		r.drawRow(p, &res, float64(plotTop+plotRow*i)+plotRow/2)
 	}
-	p.WriteString("</svg>\n")
-	_, err := io.WriteString(out, p.String())
+	p.add("</svg>\n")
+	_, err := out.Write(p.svg)
 	return err
 }
 

@@ -22,7 +22,7 @@ func cpuTime() (time.Duration, error) {
 func fileLimit() (int, error) {
 	var l syscall.Rlimit
 	err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l)
-	return int(min(uint64(l.Max), 1<<30)), err //nolint:gosec,unconvert // bounded; not everywhere the same type
+	return int(min(uint64(l.Max), 1<<30)), err //nolint:unconvert // not everywhere the same type
 }
 
 // residentMemory is what of this process is in memory, in bytes, when what

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -72,8 +73,8 @@ func newReport(o *options) *report {
 	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
-			if strings.HasSuffix(m.Path, "/fasthttp") || strings.HasSuffix(m.Path, "/hertz") {
-				r.Versions = append(r.Versions, m.Path+" "+m.Version)
+			if name := path.Base(m.Path); name == nameFastHTTP || name == nameHertz {
+				r.Versions = append(r.Versions, name+" "+m.Version)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // kind is how a scenario is measured.
@@ -46,12 +47,13 @@ type scenario struct {
 	download    int // size of the response body; 0: 128
 	chunks      int // 0: Content-Length
 	tls         bool
-	hosts       int      // 0: one
-	maxIdle     int      // limit on idle connections to all hosts; 0: none
-	maxPerHost  int      // limit on connections to one host; 0: none
-	conns       int      // kindBurst, kindHangup, kindIdle
-	restless    bool     // kindIdle: measure the CPU time of doing nothing, too
-	clients     []string // nil: all
+	hosts       int           // 0: one
+	maxIdle     int           // limit on idle connections to all hosts; 0: none
+	maxPerHost  int           // limit on connections to one host; 0: none
+	conns       int           // kindBurst, kindHangup, kindIdle
+	restless    bool          // kindIdle: measure the CPU time of doing nothing, too
+	patience    time.Duration // kindHangup: how long to wait for peers to notice
+	clients     []string      // nil: all
 	targets     []target
 }
 
@@ -160,7 +162,7 @@ func idleScenarios() []scenario {
 		},
 		{
 			name: "hangup-1000", title: "1,000 idle peers hang up at once",
-			kind: kindHangup, conns: 1000,
+			kind: kindHangup, conns: 1000, patience: time.Second,
 			clients: []string{nameNetHTTP, nameKeepalive, nameFastHTTP, nameHertz},
 			targets: []target{
 				{metric: metricNoticed, atLeast: true, want: 1000}, atMost(metricNoticedLast, 100),
@@ -179,6 +181,7 @@ func (s *scenario) shrink() {
 	const few = 50
 	s.conns, s.hosts, s.inFlight = min(s.conns, few), min(s.hosts, few), min(s.inFlight, few)
 	s.maxIdle = min(s.maxIdle, few/2)
+	s.patience = min(s.patience, 50*time.Millisecond)
 	s.targets = nil // they hold for the real size
 }
 

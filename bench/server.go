@@ -46,9 +46,6 @@ type hangups struct {
 	P50, Last time.Duration
 }
 
-// hangupWait is how long cmdHangup waits for peers to notice.
-const hangupWait = time.Second
-
 // server is the state of the server process.
 type server struct {
 	s        *scenario
@@ -274,7 +271,7 @@ func (srv *server) hangup() (h hangups) {
 			_ = c.CloseWrite()
 		}
 	}
-	timeout := time.NewTimer(hangupWait)
+	timeout := time.NewTimer(srv.s.patience)
 	defer timeout.Stop()
 	var after []time.Duration
 	late := false
