@@ -55,7 +55,7 @@ func benchExchange(b *testing.B, dial dialFunc, body []byte, deadline bool) {
 		b.Fatal(err)
 	}
 	defer func() { _ = t.Close() }()
-	template, err := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://a/bench", http.NoBody)
+	template, err := http.NewRequest(http.MethodGet, "http://a/bench", http.NoBody)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func benchExchange(b *testing.B, dial dialFunc, body []byte, deadline bool) {
 		cancel := func() {}
 		if deadline {
 			var ctx context.Context
-			ctx, cancel = context.WithTimeout(b.Context(), time.Minute)
+			ctx, cancel = context.WithTimeout(req.Context(), time.Minute)
 			req = req.WithContext(ctx)
 		}
 		resp, err := t.RoundTrip(req)
