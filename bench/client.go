@@ -103,6 +103,10 @@ func (p *place) wantSize(n int) error {
 	return nil
 }
 
+// buffer returns what a goroutine reads bodies with: with a large one for each
+// of many goroutines, making them would be part of the figures.
+func (p *place) buffer() []byte { return make([]byte, min(bodySize(p.scenario)+512, 32<<10)) }
+
 // readBody reads a response body to its end.
 func (p *place) readBody(body io.Reader, buf []byte) error {
 	for n := 0; ; {

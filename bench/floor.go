@@ -83,7 +83,7 @@ func (c *floor) give(host int, conn net.Conn) {
 }
 
 func (c *floor) worker(pick func() int) (func() error, error) {
-	buf := make([]byte, min(c.head, 32<<10))
+	buf := c.buffer()
 	return func() error {
 		host := pick()
 		conn, err := c.take(host)

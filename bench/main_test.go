@@ -74,6 +74,7 @@ func TestWithoutNetHTTPThereAreNoRatios(t *testing.T) {
 	require.Positive(t, r.Results[0].Clients[nameFloor][metricRate].Median)
 	require.NotContains(t, r.Results[1].Clients, nameFloor, "there is no floor for a limit on idle connections")
 	require.Empty(t, r.Mean)
+	require.Contains(t, table, " us |", "the times themselves")
 	requireTables(t, table)
 	requireXML(t, svg)
 }

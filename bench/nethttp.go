@@ -80,7 +80,7 @@ func (c *nethttp) worker(pick func() int) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	buf := make([]byte, 32<<10)
+	buf := c.buffer()
 	switch c.caller {
 	case callDeadline:
 		return func() error {

@@ -222,8 +222,7 @@ func (r *report) writeCosts(b *strings.Builder) {
 		us, ok := res.Clients[nameNetHTTP][metricCPU]
 		fmt.Fprintf(b, "| %s | %s |", res.Name, number(us.Median, ok))
 		for _, c := range others {
-			f := res.Clients[c][metricCPU]
-			fmt.Fprintf(b, " %s |", emphasis(c == nameKeepalive && !res.met(metricCPU), ratio(f.Ratio)))
+			fmt.Fprintf(b, " %s |", emphasis(c == nameKeepalive && !res.met(metricCPU), res.cost(c)))
 		}
 		fmt.Fprintf(b, " %s | %s | %s |\n", res.target(metricCPU),
 			emphasis(!res.met(metricRate), ratio(res.Clients[nameKeepalive][metricRate].Ratio)), res.allocations())
@@ -301,6 +300,16 @@ func (res *result) allocations() string {
 		text += fmt.Sprintf(" of %.0f", theirs.Median)
 	}
 	return text
+}
+
+// cost is the text of a client's CPU ratio, or of the time itself where there
+// is no net/http to compare with.
+func (res *result) cost(client string) string {
+	f, ok := res.Clients[client][metricCPU]
+	if ok && f.Ratio == nil {
+		return number(f.Median, true) + " us"
+	}
+	return ratio(f.Ratio)
 }
 
 func ratio(s *spread) string {
