@@ -6,7 +6,7 @@ TOOLS            := $(CURDIR)/.tmp/bin
 LINT             := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help all deps test race fuzz bench lint fmt cover tidy-check cross ci
+.PHONY: help all deps test race fuzz bench compare lint fmt cover tidy-check cross ci
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ fuzz: ## run each fuzz target for FUZZTIME (10s)
 
 bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+compare: ## compare with other clients, a quarter of an hour (bench/README.md)
+	go -C bench run .
 
 lint: $(LINT) ## run golangci-lint
 	$(LINT) run ./...
