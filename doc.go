@@ -70,7 +70,8 @@
 //	call.go              one request: its attempts; failure.go: what a failed
 //	                     one means
 //	exchange.go          one request and its answer on one connection
-//	http2.go             the same on an HTTP/2 connection
+//	cancel.go            how its end reaches it from outside
+//	http2.go, frames.go  the same on an HTTP/2 connection
 //	body.go, gzip.go     the answer's body, and the connection of a 101 or CONNECT
 //	reuse.go             may it be used again, and for how long (pure)
 //	retry.go             may the request be sent again (pure)
