@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive"
 )
 
 const apacheConf = `ServerRoot .
@@ -138,4 +140,20 @@ func TestRealApacheRequestLimit(t *testing.T) {
 	defer theirs.CloseIdleConnections()
 	resp, _ := visit{t, theirs, r.doors()[0]}.ok(http.MethodGet, "/own", nil)
 	require.Empty(t, resp.Header.Get("Keep-Alive"), "net/http does not ask")
+}
+
+// It announces its limits with the first answer of a connection, when it is
+// asked, and they hold for all that follow.
+func TestRealApacheHintLasts(t *testing.T) {
+	t.Parallel()
+	r := apache(t, newBackend(t), "KeepAliveTimeout 1")
+	d := r.doors()[0]
+	tr := d.open(t)
+	v := visit{t, tr, d}
+	for i := range 3 {
+		resp, _ := v.ok(http.MethodGet, "/own", nil)
+		require.Equal(t, i == 0, resp.Header.Get("Keep-Alive") != "")
+	}
+	eventually(t, func() bool { return tr.Stats().Open == 0 })
+	require.EqualValues(t, map[keepalive.CloseReason]uint64{keepalive.CloseIdleTimeout: 1}, tr.Stats().Closed)
 }

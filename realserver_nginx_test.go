@@ -84,6 +84,7 @@ func TestRealNginx(t *testing.T) {
 	testExchanges(t, doors...)
 	testEarly413(t, "/small", doors...)
 	testStreams(t, 8, doors[2:]...)
+	testColdBurst(t, 8, doors[2])
 	testUpgrade(t, doors...)
 }
 

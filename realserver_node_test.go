@@ -118,6 +118,7 @@ func TestRealNode(t *testing.T) {
 	testExchanges(t, doors...)
 	testEarly413(t, "/small", doors...)
 	testStreams(t, 8, doors[2:]...)
+	testColdBurst(t, 8, doors[2])
 }
 
 // Node announces keepAliveTimeout in whole seconds.

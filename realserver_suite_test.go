@@ -555,6 +555,26 @@ func testStreams(t *testing.T, most int, doors ...door) {
 	}
 }
 
+// testColdBurst checks that many requests at once to a server that nobody has
+// spoken to yet keep to what it allows, most at a time on a connection, as soon
+// as it has said so.
+func testColdBurst(t *testing.T, most int, d door) {
+	t.Helper()
+	t.Run("cold burst, "+d.name, func(t *testing.T) {
+		t.Parallel()
+		for i, opts := range [][]keepalive.Option{nil, {keepalive.WithMaxConnsPerHost(1)}} {
+			tr := d.open(t, opts...)
+			n := 5 * most
+			crew(t, n, n, func(_, _ int) error {
+				_, _, err := question{method: http.MethodGet, url: d.url + "/hold?cold"}.ask(t.Context(), tr)
+				return err
+			})
+			s := tr.Stats()
+			require.LessOrEqual(t, s.Opened, []uint64{10, 1}[i], "%+v", s)
+		}
+	})
+}
+
 // testStreamLimit checks that the end of an HTTP/2 connection after perConn
 // requests (GOAWAY) loses none. With a backend that counts no POST arrives
 // twice.
