@@ -13,7 +13,7 @@ help: ## list the targets
 
 all: fmt lint test ## format, lint, test
 
-deps: ## install nginx and python3, which the tests talk to (Debian, as root)
+deps: ## install the servers that the tests talk to (Debian, as root)
 	.ci/deps
 
 test: deps ## run every test, on a fresh machine too
