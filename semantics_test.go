@@ -277,7 +277,7 @@ func TestIPv6(t *testing.T) {
 	for _, tt := range []struct{ url, host string }{
 		{"http://[::1]:" + plainPort, "[::1]:" + plainPort},
 		{"http://[0:0::0:1]:" + plainPort, "[0:0::0:1]:" + plainPort},
-		{"http://[::1%25lo]:" + plainPort, "[::1]:" + plainPort},
+		{"http://[::1%25" + loopback(t) + "]:" + plainPort, "[::1]:" + plainPort},
 		{"https://[::1]:" + port, "[::1]:" + port},
 	} {
 		for range 2 {
@@ -290,6 +290,20 @@ func TestIPv6(t *testing.T) {
 		}
 	}
 	require.EqualValues(t, 4, tr.Stats().Reuses, "%+v", tr.Stats())
+}
+
+// loopback returns the name of the loopback interface.
+func loopback(t *testing.T) string {
+	t.Helper()
+	list, err := net.Interfaces()
+	require.NoError(t, err)
+	for _, i := range list {
+		if i.Flags&net.FlagLoopback != 0 {
+			return i.Name
+		}
+	}
+	require.FailNow(t, "no loopback interface")
+	return ""
 }
 
 // TestUnixSocket: by a dial function, with all that a TCP connection has.
