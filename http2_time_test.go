@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/require"
 	h2 "golang.org/x/net/http2"
 
-	"github.com/keepalive-http/keepalive/internal/netfake"
 	"github.com/keepalive-http/keepalive/internal/rawhttp2"
 )
 
@@ -286,25 +285,109 @@ func TestHTTP2HeardInTime(t *testing.T) {
 	}, WithRequestTimeout(time.Second))
 }
 
-// TestHTTP2WriteTimeout: the peer does not read, nothing can be sent.
+// stalling returns the URL of a real server that does not read any more when it
+// is asked for /stall, and answers /wait in part.
+func stalling(t *testing.T) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			all.Go(func() {
+				_ = rawhttp2.New(nc, 0, rawhttp2.Script{
+					Settings: []h2.Setting{{ID: h2.SettingInitialWindowSize, Val: 1 << 30}},
+					Head: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+						switch r.Path {
+						case "/wait":
+							c.Head(r.ID, "200", false)
+							c.Window(0, 1<<30)
+						case "/stall":
+							<-t.Context().Done()
+						}
+					},
+					Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+						if r.Path == "/" {
+							c.Answer(r.ID, r.Path)
+						}
+					},
+				}).Serve()
+			})
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		all.Wait()
+	})
+	return "http://" + l.Addr().String()
+}
+
+// TestHTTP2PeerThatDoesNotRead: what cannot be sent ends with its timeout, and
+// keeps nobody else from ending.
+func TestHTTP2PeerThatDoesNotRead(t *testing.T) {
+	url := stalling(t)
+	tr, err := New(onlyH2C(), WithRetryPolicy(RetryPolicy{}))
+	require.NoError(t, err)
+	waits, err := tr.Client().Get(url + "/wait")
+	require.NoError(t, err)
+	stalled := make(chan error, 1)
+	go func() {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/stall", endless{})
+		if err == nil {
+			_, err = roundTrip(tr, req)
+		}
+		stalled <- err
+	}()
+	var sent int64
+	requireSoon(t, func() bool { // nothing is sent any more
+		before := sent
+		sent = tr.pool.bytesWritten()
+		return sent > 1<<20 && sent == before
+	}, "the peer reads on")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = fetch(ctx, tr, http.MethodGet, url)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NoError(t, waits.Body.Close())
+	require.NoError(t, tr.Close())
+	require.ErrorIs(t, <-stalled, ErrClosed)
+	require.Zero(t, tr.Stats().Open)
+}
+
+// bytesWritten is how much the leased connections have written.
+func (p *pool) bytesWritten() (n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for e := p.leased.Front(); e != nil; e = e.Next() {
+		n += e.Value.sc.BytesWritten()
+	}
+	return n
+}
+
 func TestHTTP2WriteTimeout(t *testing.T) {
-	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
-		n.SetBufferSize(32 << 10)
-		n.Serve(t, "a:80", func(c *netfake.Conn) { _ = rawhttp2.New(c, 0, rawhttp2.Script{}).Serve() })
-		w := &h2net{Net: n, t: t, tr: tr, url: "http://a"}
-		w.want("/")
-		n.Conns()[0].Peer().StallReads(true)
-		start := time.Now()
-		_, err := w.post("/", strings.NewReader(strings.Repeat("x", 60<<10)))
-		require.LessOrEqual(t, time.Since(start), 2*time.Second) // net/http tries again when some of it could be sent
-		require.ErrorIs(t, err, ErrWriteTimeout)
-		var e *Error
-		require.ErrorAs(t, err, &e)
-		require.Equal(t, PhaseWrite, e.Phase)
-		require.True(t, e.Timeout())
-		w.want("/")
-		require.Equal(t, 2, n.Dials())
-	}, onlyH2C(), WithWriteTimeout(time.Second))
+	url := stalling(t)
+	tr, err := New(onlyH2C(), WithWriteTimeout(100*time.Millisecond))
+	require.NoError(t, err)
+	defer tr.Close()
+	waits, err := tr.Client().Get(url + "/wait")
+	require.NoError(t, err)
+	defer waits.Body.Close()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/stall", endless{})
+	require.NoError(t, err)
+	_, err = roundTrip(tr, req)
+	require.ErrorIs(t, err, ErrWriteTimeout)
+	e, ok := errors.AsType[*Error](err)
+	require.True(t, ok)
+	require.Equal(t, PhaseWrite, e.Phase)
+	require.True(t, e.Timeout())
+	_, err = waits.Body.Read(make([]byte, 1))
+	require.ErrorIs(t, err, ErrWriteTimeout, "the others on it end for the same reason")
+	require.Equal(t, "/", mustGet(t, tr, url+"/"))
+	require.Equal(t, uint64(2), tr.Stats().Dials)
 }
 
 // TestHTTP2CancelTellsThePeer: the stream is reset, the connection kept.

@@ -181,6 +181,9 @@ func (c *Conn) write(f func()) {
 // Settings sends settings.
 func (c *Conn) Settings(s ...http2.Setting) { c.write(func() { _ = c.fr.WriteSettings(s...) }) }
 
+// Window allows n more bytes on a stream, 0: on the connection.
+func (c *Conn) Window(id, n uint32) { c.write(func() { _ = c.fr.WriteWindowUpdate(id, n) }) }
+
 // Pong answers a ping.
 func (c *Conn) Pong(data [8]byte) { c.write(func() { _ = c.fr.WritePing(true, data) }) }
 
