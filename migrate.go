@@ -75,6 +75,9 @@ func (c *config) takeProtocols(src *http.Transport) error {
 	}
 	if src.Protocols != nil {
 		c.protocols = *src.Protocols
+		if c.protocols == (http.Protocols{}) {
+			c.protocols.SetHTTP1(true) // what net/http makes of it
+		}
 		return nil
 	}
 	custom := src.TLSClientConfig != nil || src.DialContext != nil || src.DialTLSContext != nil ||

@@ -171,7 +171,7 @@ func parallel(c *Client) {
 	right := 0
 	for i := range 16 {
 		wg.Go(func() {
-			for j := range 10 {
+			for j := range 4 {
 				path := fmt.Sprintf("/%d/%d", i, j)
 				resp, err := c.RT.RoundTrip(c.Request("POST", path, strings.NewReader(path)))
 				if err != nil {
