@@ -292,13 +292,13 @@ func TestFromTransportReadsAsNetHTTP(t *testing.T) {
 
 // picture returns everything that v holds, functions by their address.
 func picture(v reflect.Value) any {
-	switch kind := v.Kind(); {
-	case kind == reflect.Pointer || kind == reflect.Interface:
+	switch v.Kind() { //nolint:exhaustive // the rest is text
+	case reflect.Pointer, reflect.Interface:
 		if v.IsNil() {
 			return nil
 		}
 		return picture(v.Elem())
-	case kind == reflect.Struct:
+	case reflect.Struct:
 		fields := make(map[string]any)
 		for f, value := range v.Fields() {
 			if f.Name != "given" {
@@ -306,19 +306,19 @@ func picture(v reflect.Value) any {
 			}
 		}
 		return fields
-	case kind == reflect.Slice:
+	case reflect.Slice:
 		var list []any
 		for i := range v.Len() {
 			list = append(list, picture(v.Index(i)))
 		}
 		return list
-	case kind == reflect.Map:
+	case reflect.Map:
 		fields := make(map[string]any)
 		for _, k := range v.MapKeys() {
 			fields[k.String()] = picture(v.MapIndex(k))
 		}
 		return fields
-	case kind == reflect.Func || kind == reflect.Chan || kind == reflect.UnsafePointer:
+	case reflect.Func, reflect.Chan, reflect.UnsafePointer:
 		return v.Pointer()
 	}
 	return fmt.Sprint(v) // even of what is not exported
