@@ -13,14 +13,14 @@ help: ## list the targets
 
 all: fmt lint test ## format, lint, test
 
-deps: ## install nginx and python3, which the tests talk to (Debian, as root)
+deps: ## install the servers that the tests talk to (Debian, as root)
 	.ci/deps
 
 test: deps ## run every test, on a fresh machine too
-	PATH=$$PATH:/usr/sbin:/sbin KEEPALIVE_REAL_SERVERS=1 go test -race -timeout 300s ./...
+	PATH=$$PATH:/usr/sbin:/sbin KEEPALIVE_REAL_SERVERS=1 go test -race -timeout 900s ./...
 
 race: ## run the tests without installing anything; what needs a server is skipped
-	go test -race -timeout 300s ./...
+	go test -race -timeout 900s ./...
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	.ci/fuzz $(FUZZTIME)
@@ -39,7 +39,7 @@ fmt: $(LINT) ## format with gofumpt and sort imports
 
 cover: ## write coverage to .tmp/cover.html
 	@mkdir -p .tmp
-	go test -timeout 300s -coverpkg ./... -coverprofile .tmp/cover.out ./...
+	go test -timeout 900s -coverpkg ./... -coverprofile .tmp/cover.out ./...
 	go tool cover -html .tmp/cover.out -o .tmp/cover.html
 	go tool cover -func .tmp/cover.out | tail -1
 

@@ -123,6 +123,10 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 		defer acquire.Stop()
 		limit = acquire.C
 	}
+	if hard == nil && limit == nil && cl.ctx.Done() == nil {
+		g := <-w.ready // costs half of a select
+		return g.c, g.err
+	}
 	for {
 		var err error
 		select {

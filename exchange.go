@@ -30,6 +30,7 @@ type exchange struct {
 	gotFirst bool      // the trace has heard of the first byte
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
+	begun    int64 // bytes of a body that went out with the head
 	// unwatched: the request may be cancelled, and nobody listens yet: see
 	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by
 	// it, and may still be about to look at the exchange.
@@ -184,6 +185,7 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	if len(head) > maxQuickHead {
 		ex.watch()
 	}
+	head = ex.appendBegin(head)
 	_, err = c.nc.Write(head)
 	ex.traceWrote(err)
 	if err != nil {
@@ -196,6 +198,24 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 		ex.startSender()
 	}
 	return CloseNone, PhaseHeader, nil
+}
+
+// appendBegin appends the beginning of a large body in memory to head, which
+// has some room behind it: a long write behind a short one takes nearly twice
+// the CPU of one behind 4 KB (1 MB over loopback).
+func (ex *exchange) appendBegin(head []byte) []byte {
+	cl := ex.cl
+	if cl.body == nil || cl.tunnel || ex.waitsForContinue() || cl.req.GetBody == nil {
+		return head
+	}
+	mem := inMemory(cl.body.rc)
+	if mem == nil || cl.body.touched || cl.length < 0 || int64(mem.Len()) != cl.length {
+		return head
+	}
+	cl.body.touched = true
+	n, _ := mem.Read(head[len(head):cap(head)])
+	ex.begun = int64(n)
+	return head[:len(head)+n]
 }
 
 // waitsForContinue reports whether the body is to be sent only when the server

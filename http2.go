@@ -450,6 +450,10 @@ func (s *stream) fail(err error) *outcome {
 // takes no more. On one that has brought no answer yet that counts as an
 // attempt: there may never be one that does.
 func (s *stream) notTaken(out *outcome, err error) {
+	if failure := s.h.sock.failure(); errors.Is(failure, errAnswersHTTP1) {
+		out.final, out.err.Err = true, failure // as it will be the next time
+		return
+	}
 	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false)
 	if out.refused = true; s.h.answered.Load() {
 		out.stale = true
@@ -638,5 +642,11 @@ func isRefused(err error) bool {
 }
 
 // isNotTaken reports whether err says that nothing was sent: the connection
-// took no more requests.
-func isNotTaken(err error) bool { return err.Error() == "http2: client conn not usable" } // not exported
+// took no more requests, or had ended before its first one.
+func isNotTaken(err error) bool {
+	switch err.Error() { // not exported
+	case "http2: client conn not usable", "http2: client conn could not be established":
+		return true
+	}
+	return false
+}

@@ -114,7 +114,7 @@ func TestHTTP2Timeouts(t *testing.T) {
 				req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.url+path, nil)
 				require.NoError(t, err)
 				ch := make(chan struct{})
-				req.Cancel = ch
+				req.Cancel = ch //nolint:staticcheck // SA1019: deprecated, and still in use
 				time.AfterFunc(d, func() { close(ch) })
 				_, err = roundTrip(w.tr, req)
 				return err
@@ -139,8 +139,7 @@ func TestHTTP2Timeouts(t *testing.T) {
 					require.ErrorIs(t, err, want, path)
 					require.Equal(t, tt.timeout, (&url.Error{Err: err}).Timeout() || isTimeout(err), path)
 					require.Equal(t, tt.timeout, errors.Is(err, context.DeadlineExceeded), path)
-					var e *Error
-					if errors.As(err, &e) {
+					if e, ok := errors.AsType[*Error](err); ok {
 						require.Equal(t, map[string]Phase{"/head": PhaseHeader, "/body": PhaseBody}[path], e.Phase)
 						require.Equal(t, 1, e.Attempts)
 						require.True(t, e.Reused)

@@ -305,7 +305,9 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		}
 		return v.reason, do
 	}
-	c.hintIdle = v.IdleTimeout
+	if v.IdleTimeout > 0 { // some say it once: when they are asked to keep alive
+		c.hintIdle = v.IdleTimeout
+	}
 	if c.left > 0 {
 		c.left--
 	}

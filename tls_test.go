@@ -3,13 +3,11 @@ package keepalive_test
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os/exec"
 	"strings"
 	"sync"
@@ -289,12 +287,8 @@ func TestKeyUpdates(t *testing.T) {
 	if err != nil {
 		t.Skip("openssl is not installed")
 	}
-	ca := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
-	ca.Close()
-	roots := x509.NewCertPool()
-	roots.AddCert(ca.Certificate())
-	dir, addr := t.TempDir(), freeAddr(t)
-	writeCert(t, dir, &ca.TLS.Certificates[0])
+	dir, addr := t.TempDir(), freeAddrs(t, 1)[0]
+	roots := writeCert(t, dir)
 	// What is written to its standard input goes to the client, but for lines
 	// that begin with the letter of a command.
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), path,

@@ -10,7 +10,8 @@ import (
 )
 
 // floor is no HTTP client: it writes prepared bytes to a socket and reads as
-// many as the answer is known to have. No client can be cheaper.
+// many as the answer is known to have. A client can be cheaper only by writing
+// in other pieces: 1 MB costs Linux less behind a first write of 4 KB.
 type floor struct {
 	*place
 	request    []byte
