@@ -240,7 +240,7 @@ func TestCloseWhileReading(t *testing.T) {
 		for _, silent := range []bool{true, false} {
 			t.Run(fmt.Sprint(s.name, "/silent ", silent), func(t *testing.T) {
 				srv := s.start(t, func(x *faultserver.Exchange) {
-					x.Write(lengthHead(1<<40) + begin)
+					x.Write(lengthHead(1<<30) + begin)
 					for !silent {
 						if _, err := io.WriteString(x.Conn, strings.Repeat("r", 1000)); err != nil {
 							break
