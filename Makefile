@@ -6,27 +6,30 @@ TOOLS            := $(CURDIR)/.tmp/bin
 LINT             := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help all deps test race fuzz bench lint fmt cover tidy-check cross ci
+.PHONY: help all deps test race fuzz bench compare lint fmt cover tidy-check cross ci
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 all: fmt lint test ## format, lint, test
 
-deps: ## install nginx and python3, which the tests talk to (Debian, as root)
+deps: ## install the servers that the tests talk to (Debian, as root)
 	.ci/deps
 
 test: deps ## run every test, on a fresh machine too
-	PATH=$$PATH:/usr/sbin:/sbin KEEPALIVE_REAL_SERVERS=1 go test -race -timeout 300s ./...
+	PATH=$$PATH:/usr/sbin:/sbin KEEPALIVE_REAL_SERVERS=1 go test -race -timeout 900s ./...
 
 race: ## run the tests without installing anything; what needs a server is skipped
-	go test -race -timeout 300s ./...
+	go test -race -timeout 900s ./...
 
 fuzz: ## run each fuzz target for FUZZTIME (10s)
 	.ci/fuzz $(FUZZTIME)
 
 bench: ## run the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
+
+compare: ## compare with other clients, a quarter of an hour (bench/README.md)
+	go -C bench run .
 
 lint: $(LINT) ## run golangci-lint
 	$(LINT) run ./...
@@ -36,7 +39,7 @@ fmt: $(LINT) ## format with gofumpt and sort imports
 
 cover: ## write coverage to .tmp/cover.html
 	@mkdir -p .tmp
-	go test -timeout 300s -coverpkg ./... -coverprofile .tmp/cover.out ./...
+	go test -timeout 900s -coverpkg ./... -coverprofile .tmp/cover.out ./...
 	go tool cover -html .tmp/cover.out -o .tmp/cover.html
 	go tool cover -func .tmp/cover.out | tail -1
 

@@ -46,6 +46,33 @@ func (b body) Read(p []byte) (int, error) {
 	return n, ex.bodyErr
 }
 
+// WriteTo copies the rest of the body to w, through a buffer larger than that
+// of io.Copy: one system call does for four. What w did not take is lost.
+func (b body) WriteTo(w io.Writer) (n int64, err error) {
+	buf := getBuffer()
+	defer buf.free()
+	p := buf.b[:cap(buf.b)]
+	for {
+		got, err := b.Read(p)
+		if got > 0 {
+			put, werr := w.Write(p[:got])
+			n += int64(min(max(put, 0), got))
+			if werr == nil && put < got {
+				werr = io.ErrShortWrite
+			}
+			if werr != nil {
+				return n, werr
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
 // Close ends the body. The connection is kept if the rest is short and comes
 // soon (WithDrainLimit); that is seen to in the background. Close does not
 // wait for the peer and always returns nil.
@@ -113,14 +140,14 @@ func (ex *exchange) closeEarly() {
 	}
 	ex.body.DropTrailer()
 	if ex.c.sc.SetNonblock(true) {
-		n, err := ex.drain(limit)
+		left, err := ex.drain(limit)
 		ex.c.sc.SetNonblock(false)
-		limit -= n
+		limit = left
 		switch {
-		case ex.body.Complete():
+		case left >= 0 && ex.body.Complete():
 			ex.drained()
 			return
-		case limit <= 0, !isTimeout(err):
+		case left < 0, !isTimeout(err):
 			ex.abandon()
 			return
 		}
@@ -128,8 +155,8 @@ func (ex *exchange) closeEarly() {
 	ex.cl.trace = nil // no hook is called after Close
 	ex.t.tasks.run(func() {
 		ex.setRead(after(time.Now(), ex.t.cfg.drainTime, ErrBodyReadTimeout))
-		_, _ = ex.drain(limit)
-		if ex.body.Complete() {
+		left, _ := ex.drain(limit)
+		if left >= 0 && ex.body.Complete() {
 			ex.drained()
 			return
 		}
@@ -137,19 +164,20 @@ func (ex *exchange) closeEarly() {
 	})
 }
 
-// drain reads up to limit bytes of the rest of the body.
-func (ex *exchange) drain(limit int64) (read int64, err error) {
+// drain reads the rest of the body if it has limit bytes or fewer. left is what
+// remains of the limit, -1 when the body is longer.
+func (ex *exchange) drain(limit int64) (left int64, err error) {
 	buf := getBuffer()
 	defer buf.free()
 	p := buf.b[:cap(buf.b)]
-	for read <= limit {
+	for left = limit; left >= 0; {
 		n, err := ex.body.Read(p)
-		read += int64(n)
+		left -= int64(n)
 		if err != nil {
-			return read, err
+			return left, err
 		}
 	}
-	return read, nil
+	return left, nil
 }
 
 func (ex *exchange) drained() {

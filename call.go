@@ -12,7 +12,6 @@ import (
 // run is the road of a request: take its body apart, then acquire, exchange,
 // and decide on another attempt.
 func (cl *call) run() (*http.Response, error) {
-	cl.watchCancel()
 	if err := cl.takeBody(); err != nil {
 		return nil, cl.abort(err)
 	}
@@ -96,6 +95,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	cl.counted = cl.counted || !errors.Is(err, ErrClosed)
 	c := got.c
 	if got.w != nil {
+		cl.watchCancel()
 		c, err = cl.wait(got.w)
 		now = time.Now()
 	}
@@ -122,6 +122,10 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 		acquire = time.NewTimer(cl.limit.acquire)
 		defer acquire.Stop()
 		limit = acquire.C
+	}
+	if hard == nil && limit == nil && cl.ctx.Done() == nil {
+		g := <-w.ready // costs half of a select
+		return g.c, g.err
 	}
 	for {
 		var err error

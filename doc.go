@@ -1,12 +1,12 @@
 // Package keepalive is an http.RoundTripper built around its pool of
 // persistent connections: a drop-in for *http.Transport in any http.Client,
-// for services that talk to the same HTTP/1.1 servers all day.
+// for services that talk to the same HTTP servers all day.
 //
 //	t, err := keepalive.New()
 //	client := t.Client()
 //
-// This version speaks HTTP/1.1, directly or through HTTP and SOCKS proxies: no
-// HTTP/2.
+// HTTP/1.1 is its own. HTTP/2 is net/http's, on connections of the same pool.
+// Both go directly or through HTTP and SOCKS proxies.
 //
 // # The road of a request
 //
@@ -38,12 +38,13 @@
 //
 //	state     owner                     reads and writes   closes the socket
 //	leased    one exchange, then the    that exchange      that exchange, through
-//	          response body             or body            release
+//	          response body; with       or body            release
+//	          HTTP/2 several of them
 //	idle      the pool                  nobody; a peek     nobody, until removed
 //	                                    only looks
 //	closing   whom the pool gave it to  nobody             that one, once, with
 //	                                                       no lock held
-//	detached  the user (101)            the user           the user
+//	detached  the user (101, CONNECT)   the user           the user
 //	closed    nobody                    nobody             nobody
 //
 // A slot, one unit of the limits, is taken with the dial and given back when
@@ -61,12 +62,17 @@
 //
 //	transport.go         New, RoundTrip and its steps, Shutdown, Close
 //	options.go           the options and their defaults; migrate.go: FromTransport
-//	pool.go, expiry.go   who may have a connection, and until when
+//	pool.go, waiters.go  who may have a connection; sharing.go: who else;
+//	                     lifecycle.go, expiry.go, learned.go: until when
 //	conn.go              one connection
 //	dial.go, proxy.go    how it comes to be: a stream, TLS, the protocol
 //	request.go, send.go  a request as it is sent; its body
+//	call.go              one request: its attempts; failure.go: what a failed
+//	                     one means
 //	exchange.go          one request and its answer on one connection
-//	body.go, gzip.go     the answer's body, and a 101's connection
+//	cancel.go            how its end reaches it from outside
+//	http2.go, frames.go  the same on an HTTP/2 connection
+//	body.go, gzip.go     the answer's body, and the connection of a 101 or CONNECT
 //	reuse.go             may it be used again, and for how long (pure)
 //	retry.go             may the request be sent again (pure)
 //	timeout.go           the limits of one request; ContextWithOptions

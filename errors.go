@@ -81,7 +81,8 @@ const (
 	PhaseDial
 	// PhaseProxy: getting the proxy to connect to the host (CONNECT, SOCKS).
 	PhaseProxy
-	// PhaseTLS: the TLS handshake, with the host or its proxy.
+	// PhaseTLS: the TLS handshake, with the host or its proxy. A request whose
+	// context ends meanwhile says PhaseDial: the dial is not its own.
 	PhaseTLS
 	// PhaseWrite: sending the request.
 	PhaseWrite

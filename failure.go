@@ -159,16 +159,20 @@ func (ex *exchange) ownDoing(err error, out *outcome) (CloseReason, error) {
 	return CloseNone, nil
 }
 
-// timeoutCause says which of our limits the timeout err stands for: the one
-// whose deadline was set last, or that of a write.
+// timeoutCause says which of our limits the timeout err stands for: that of the
+// whole request if it has passed, which ends reading and writing alike, then
+// that of a write, then the one whose deadline was set last.
 func (ex *exchange) timeoutCause(err, sendErr error, reason CloseReason) (CloseReason, error) {
 	ex.mu.Lock()
 	end := ex.readEnd.err
 	ex.mu.Unlock()
+	hard := ex.cl.hard
 	switch {
+	case !hard.at.IsZero() && !time.Now().Before(hard.at):
+		return CloseTimeout, hard.err
 	case sendErr != nil && isTimeout(sendErr):
 		return CloseTimeout, writeTimeout(sendErr)
-	case end == nil, reason == CloseWriteError && !errors.Is(end, ErrRequestTimeout):
+	case end == nil, reason == CloseWriteError:
 		return CloseTimeout, writeTimeout(err)
 	case !isTimeout(end):
 		return CloseWriteError, end // sending had failed, and no answer came

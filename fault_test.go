@@ -122,3 +122,9 @@ func crew(t *testing.T, n, workers int, f func(worker, i int) error) {
 		return
 	}
 }
+
+// eventually fails the test if f is not true within ten seconds.
+func eventually(t *testing.T, f func() bool, why ...any) {
+	t.Helper()
+	require.Eventually(t, f, 10*time.Second, time.Millisecond, why...)
+}

@@ -215,6 +215,7 @@ type stream struct {
 }
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
+	cl.watchCancel()
 	s := &stream{h: h, cl: cl, c: c, start: now, lease: h.t.pool.lease(c)}
 	s.received, s.wrote = h.sock.received.Load(), c.sc.BytesWritten()
 	if cl.last != CloseNone {
@@ -449,6 +450,10 @@ func (s *stream) fail(err error) *outcome {
 // takes no more. On one that has brought no answer yet that counts as an
 // attempt: there may never be one that does.
 func (s *stream) notTaken(out *outcome, err error) {
+	if failure := s.h.sock.failure(); errors.Is(failure, errAnswersHTTP1) {
+		out.final, out.err.Err = true, failure // as it will be the next time
+		return
+	}
 	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false)
 	if out.refused = true; s.h.answered.Load() {
 		out.stale = true
@@ -636,5 +641,11 @@ func isRefused(err error) bool {
 }
 
 // isNotTaken reports whether err says that nothing was sent: the connection
-// took no more requests.
-func isNotTaken(err error) bool { return err.Error() == "http2: client conn not usable" } // not exported
+// took no more requests, or had ended before its first one.
+func isNotTaken(err error) bool {
+	switch err.Error() { // not exported
+	case "http2: client conn not usable", "http2: client conn could not be established":
+		return true
+	}
+	return false
+}

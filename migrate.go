@@ -16,6 +16,10 @@ const netHTTPMaxHeaderBytes = 10 << 20
 // the default of New, but "Connection: keep-alive" is not sent, as net/http
 // never sends it. src is read at New and neither changed nor kept.
 //
+// Nothing becomes of WriteBufferSize and ReadBufferSize: buffers are pooled, and
+// sized by use. Protocols of RegisterProtocol are not known: send such requests
+// elsewhere.
+//
 // HTTP/2 is spoken when src would do so, by our own use of net/http's HTTP/2: of
 // src.TLSNextProto only the presence of "h2" counts, and another protocol in it
 // is refused. nil is refused.
@@ -44,7 +48,6 @@ func FromTransport(src *http.Transport) Option {
 		if src.TLSClientConfig != nil {
 			c.tlsConfig = src.TLSClientConfig.Clone()
 		}
-		c.writeSize, c.readSize = src.WriteBufferSize, src.ReadBufferSize
 		return nil
 	}
 }
@@ -75,6 +78,9 @@ func (c *config) takeProtocols(src *http.Transport) error {
 	}
 	if src.Protocols != nil {
 		c.protocols = *src.Protocols
+		if c.protocols == (http.Protocols{}) {
+			c.protocols.SetHTTP1(true) // what net/http makes of it
+		}
 		return nil
 	}
 	custom := src.TLSClientConfig != nil || src.DialContext != nil || src.DialTLSContext != nil ||

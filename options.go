@@ -73,18 +73,17 @@ type config struct {
 	proxyConnectHeader     func(ctx context.Context, proxyURL *url.URL, target string) (http.Header, error)
 	onProxyConnectResponse func(ctx context.Context, proxyURL *url.URL, req *http.Request, resp *http.Response) error
 
-	disableKeepAlives   bool
-	keepAliveHeader     bool
-	disableCompression  bool
-	maxHeaderBytes      int
-	maxInterim          int
-	reuse               ReuseStrategy
-	retry               RetryPolicy
-	drainBytes          int64
-	drainTime           time.Duration
-	poolKey             func(*http.Request) string
-	given               map[string]any // options that the caller gave, for cross-checks
-	writeSize, readSize int
+	disableKeepAlives  bool
+	keepAliveHeader    bool
+	disableCompression bool
+	maxHeaderBytes     int
+	maxInterim         int
+	reuse              ReuseStrategy
+	retry              RetryPolicy
+	drainBytes         int64
+	drainTime          time.Duration
+	poolKey            func(*http.Request) string
+	given              map[string]any // options that the caller gave, for cross-checks
 }
 
 // Defaults that New uses; the table in README repeats them.

@@ -38,6 +38,9 @@ type pool struct {
 	mu    sync.Mutex
 	phase poolPhase
 	hosts map[hostkey.Key]*host
+	// recent is the host that was asked for last: comparing keys costs less
+	// than hashing them.
+	recent *host
 	// idleConns holds all idle connections, the longest idle first.
 	idleConns queue.Queue[*conn]
 	// leased holds all connections in use, for Close.
@@ -174,6 +177,9 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 
 // hostLocked returns the host of key, made if need be.
 func (p *pool) hostLocked(key hostkey.Key) *host {
+	if h := p.recent; h != nil && h.key == key {
+		return h
+	}
 	h := p.hosts[key]
 	if h == nil {
 		h = &host{key: key, name: key.String(), perConn: 1, ends: p.learned[key]}
@@ -183,6 +189,7 @@ func (p *pool) hostLocked(key hostkey.Key) *host {
 		h.blocked.Value = h
 		p.hosts[key] = h
 	}
+	p.recent = h
 	return h
 }
 
@@ -191,6 +198,9 @@ func (p *pool) forgetHostLocked(h *host) {
 	if h.slots() == 0 && h.waiters.Len() == 0 && p.hosts[h.key] == h {
 		p.blocked.Remove(&h.blocked)
 		delete(p.hosts, h.key)
+		if p.recent == h {
+			p.recent = nil
+		}
 	}
 }
 
@@ -295,7 +305,9 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		}
 		return v.reason, do
 	}
-	c.hintIdle = v.IdleTimeout
+	if v.IdleTimeout > 0 { // some say it once: when they are asked to keep alive
+		c.hintIdle = v.IdleTimeout
+	}
 	if c.left > 0 {
 		c.left--
 	}

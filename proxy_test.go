@@ -148,11 +148,6 @@ func allHops(t *testing.T, serve func(*faultserver.Exchange), f func(t *testing.
 	}
 }
 
-func eventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	require.Eventually(t, ok, 10*time.Second, time.Millisecond)
-}
-
 // TestProxyKeepsConnections: the connection to the target is as good as one
 // without a proxy: used again, watched, checked before it is used, and no
 // credentials of the proxy come through it.

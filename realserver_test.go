@@ -1,13 +1,12 @@
+//go:build unix
+
 package keepalive_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,8 +25,11 @@ import (
 	"github.com/keepalive-http/keepalive"
 )
 
-// These tests run against servers that people use: nginx, and http.server of
-// Python 3. They are skipped where the program is missing, but not in CI.
+// These tests run against servers that people use: nginx, Apache, HAProxy,
+// Tomcat, Node, Caddy and http.server of Python 3. They are skipped where the
+// program is missing, but not in CI. Each file of a server has its
+// configuration and what only that server does; what all of them must stand is
+// in realserver_suite_test.go.
 
 // program returns the path of one of names.
 func program(t *testing.T, names ...string) string {
@@ -36,12 +39,18 @@ func program(t *testing.T, names ...string) string {
 			return path
 		}
 	}
+	missing(t, strings.Join(names, " or "))
+	return ""
+}
+
+// missing skips the test for lack of what, or fails it where that must not be.
+func missing(t *testing.T, what string) {
+	t.Helper()
 	if os.Getenv("CI") == "true" || os.Getenv("KEEPALIVE_REAL_SERVERS") == "1" {
 		require.FailNowf(t, "a program is missing",
-			"%s: install it, or unset CI and KEEPALIVE_REAL_SERVERS", strings.Join(names, " or "))
+			"%s: install it, or unset CI and KEEPALIVE_REAL_SERVERS", what)
 	}
-	t.Skipf("%s is not installed", strings.Join(names, " or "))
-	return ""
+	t.Skipf("%s is not installed", what)
 }
 
 // lockedBuffer takes the output of a process. Safe for concurrent use.
@@ -62,6 +71,10 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
+// endWait is how long a server may take to end when it is asked to. Those with
+// processes of their own must be asked, or they leave them behind.
+const endWait = 5 * time.Second
+
 // start runs cmd until the test ends. exited is closed when it has ended.
 func start(t *testing.T, cmd *exec.Cmd) (exited <-chan struct{}) {
 	t.Helper()
@@ -73,10 +86,139 @@ func start(t *testing.T, cmd *exec.Cmd) (exited <-chan struct{}) {
 		_ = cmd.Wait()
 	}()
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		timer := time.AfterFunc(endWait, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
 		<-done
 	})
 	return done
+}
+
+// daemon is a program that serves on addresses that its configuration names.
+type daemon struct {
+	paths []string // of the program, the first that is there
+	// args returns the arguments; dir is an empty directory, which is the
+	// working directory too.
+	args func(dir string) []string
+	// conf returns the files of the configuration by name. gen counts the
+	// configurations from 1; the server tells it in X-Gen.
+	conf func(l listeners, gen int) map[string]string
+	// reload makes it take the configuration that was written; nil: it cannot.
+	reload func(*running) error
+}
+
+// listeners are the addresses of a daemon: plain for HTTP/1.1, tls for that
+// and HTTP/2, h2c for HTTP/2 without TLS, and one more.
+type listeners struct{ plain, tls, h2c, admin string }
+
+// running is a daemon that runs.
+type running struct {
+	listeners
+	d     daemon
+	dir   string
+	gen   int
+	cmd   *exec.Cmd
+	roots *x509.CertPool // of its certificate
+}
+
+// run starts d and waits until it answers.
+func (d daemon) run(t *testing.T) *running {
+	t.Helper()
+	path := program(t, d.paths...)
+	const attempts = 3 // another process may take a port before the daemon does
+	var out lockedBuffer
+	for range attempts {
+		free := freeAddrs(t, 4)
+		r := &running{
+			listeners: listeners{free[0], free[1], free[2], free[3]},
+			d:         d, dir: t.TempDir(),
+		}
+		r.roots = writeCert(t, r.dir)
+		r.configure(t)
+		r.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), path, d.args(r.dir)...)
+		r.cmd.Dir, r.cmd.Env = r.dir, append(os.Environ(), "HOME="+r.dir)
+		r.cmd.Stdout, r.cmd.Stderr = &out, &out
+		// The others are listened to before one of these.
+		if exited := start(t, r.cmd); answers(t, r.plain, exited) && answers(t, r.tls, exited) {
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("%s said:\n%s", path, out.String())
+				}
+			})
+			return r
+		}
+	}
+	require.FailNow(t, path+" did not start", out.String())
+	return nil
+}
+
+// bySignal is a reload by a signal to the process that was started.
+func bySignal(s syscall.Signal) func(*running) error {
+	return func(r *running) error { return r.cmd.Process.Signal(s) }
+}
+
+// configure writes the next configuration.
+func (r *running) configure(t *testing.T) {
+	t.Helper()
+	r.gen++
+	for name, text := range r.d.conf(r.listeners, r.gen) {
+		file := filepath.Join(r.dir, name)
+		require.NoError(t, os.MkdirAll(filepath.Dir(file), 0o700))
+		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+	}
+}
+
+// freeAddrs returns n loopback addresses on which nobody listens.
+func freeAddrs(t *testing.T, n int) (addrs []string) {
+	t.Helper()
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer ln.Close()
+		addrs = append(addrs, ln.Addr().String())
+	}
+	return addrs
+}
+
+// answers dials addr until somebody accepts: false when the process has
+// exited, or after twenty seconds.
+func answers(t *testing.T, addr string, exited <-chan struct{}) bool {
+	t.Helper()
+	const every = 20 * time.Millisecond
+	for range 1000 {
+		if c, err := net.DialTimeout("tcp", addr, time.Second); err == nil {
+			_ = c.Close()
+			return true
+		}
+		select {
+		case <-exited:
+			return false
+		default:
+			pause(t, every)
+		}
+	}
+	return false
+}
+
+// writeCert writes a certificate for 127.0.0.1 to cert.pem and its key to
+// key.pem in dir, and returns a pool with it.
+func writeCert(t *testing.T, dir string) (roots *x509.CertPool) {
+	t.Helper()
+	s := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
+	s.Close()
+	cert := s.TLS.Certificates[0]
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	require.NoError(t, err)
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
+	for name, text := range map[string][]byte{
+		"cert.pem": certPEM, "key.pem": keyPEM, "both.pem": append(certPEM, keyPEM...),
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), text, 0o600))
+	}
+	roots = x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	return roots
 }
 
 // pause lets real time pass: the server's idle timer is in another process,
@@ -145,258 +287,4 @@ func (c *realClient) used(n int) keepalive.Stats {
 	require.EqualValues(c.t, n, s.Opened, "connections that we opened: %+v", s)
 	require.Zero(c.t, s.DialErrors)
 	return s
-}
-
-const nginxConf = `daemon off; master_process off; pid nginx.pid; error_log stderr warn;
-events { worker_connections 256; }
-http {
-	access_log off;
-	client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-	uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-	keepalive_requests 100; %s
-	server {
-		%s
-		location / {
-			add_header X-Conn $connection;
-			return 200 "hello\n";
-		}
-	}
-}
-`
-
-// startNginx starts nginx with the settings and returns its address. With a
-// certificate it speaks TLS.
-func startNginx(t *testing.T, settings string, cert *tls.Certificate) string {
-	t.Helper()
-	path := program(t, "nginx", "/usr/sbin/nginx")
-	const attempts = 3 // another process may take the port before nginx does
-	var out lockedBuffer
-	for range attempts {
-		addr := freeAddr(t)
-		dir := t.TempDir()
-		listen := "listen " + addr + ";"
-		if cert != nil {
-			writeCert(t, dir, cert)
-			listen = "listen " + addr + " ssl; ssl_protocols TLSv1.3; ssl_certificate cert.pem; ssl_certificate_key key.pem;"
-		}
-		conf := filepath.Join(dir, "nginx.conf")
-		require.NoError(t, os.WriteFile(conf, fmt.Appendf(nil, nginxConf, settings, listen), 0o600))
-		cmd := exec.CommandContext(context.WithoutCancel(t.Context()), path, "-p", dir, "-c", conf, "-e", "stderr")
-		cmd.Stdout, cmd.Stderr = &out, &out
-		if answers(t, addr, start(t, cmd)) {
-			return addr
-		}
-	}
-	require.FailNow(t, "nginx did not start", out.String())
-	return ""
-}
-
-// freeAddr returns a loopback address on which nobody listens.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
-// answers dials addr until somebody accepts: false when the process has
-// exited, or after five seconds.
-func answers(t *testing.T, addr string, exited <-chan struct{}) bool {
-	t.Helper()
-	const every = 20 * time.Millisecond
-	for range 250 {
-		if c, err := net.DialTimeout("tcp", addr, time.Second); err == nil {
-			_ = c.Close()
-			return true
-		}
-		select {
-		case <-exited:
-			return false
-		default:
-			pause(t, every)
-		}
-	}
-	return false
-}
-
-func writeCert(t *testing.T, dir string, cert *tls.Certificate) {
-	t.Helper()
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	require.NoError(t, err)
-	for name, block := range map[string]*pem.Block{
-		"cert.pem": {Type: "CERTIFICATE", Bytes: cert.Certificate[0]},
-		"key.pem":  {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		require.NoError(t, os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600))
-	}
-}
-
-// nginx ends a connection after keepalive_requests requests and says so with
-// "Connection: close" in the last answer.
-func TestRealNginxRequestLimit(t *testing.T) {
-	t.Parallel()
-	c := newRealClient(t, "http://"+startNginx(t, "keepalive_timeout 1s;", nil))
-	for range 1000 {
-		c.do("")
-	}
-	s := c.used(10)
-	require.EqualValues(t, 1000, s.Requests)
-	require.EqualValues(t, 990, s.Reuses)
-	require.EqualValues(t, map[keepalive.CloseReason]uint64{keepalive.CloseServerRequest: 10}, s.Closed)
-	require.Zero(t, s.Retries)
-	require.Zero(t, s.StaleChecks)
-}
-
-// The same over TLS 1.3, where OpenSSL sends session tickets behind the
-// handshake: bytes that nobody asked for and that mean no harm.
-func TestRealNginxTLS(t *testing.T) {
-	t.Parallel()
-	ca := httptest.NewTLSServer(http.NotFoundHandler()) // for its certificate
-	ca.Close()
-	roots := x509.NewCertPool()
-	roots.AddCert(ca.Certificate())
-	addr := startNginx(t, "keepalive_timeout 1s;", &ca.TLS.Certificates[0])
-	c := newRealClient(t, "https://"+addr, keepalive.WithTLSConfig(&tls.Config{RootCAs: roots}))
-	for i := range 250 {
-		resp := c.do(strings.Repeat("x", i%2*1000))
-		require.Equal(t, uint16(tls.VersionTLS13), resp.TLS.Version)
-		require.Equal(t, len(c.conns) > 1, resp.TLS.DidResume, "later connections resume the session")
-	}
-	s := c.used(3)
-	require.EqualValues(t, 2, s.Closed[keepalive.CloseServerRequest])
-	pause(t, 1300*time.Millisecond) // beyond keepalive_timeout
-	c.do("x")
-	s = c.used(4)
-	require.EqualValues(t, 1, s.Closed[keepalive.ClosePeerClosed])
-	require.Zero(t, s.Retries)
-}
-
-// nginx closes idle connections after a second. With the second value of
-// keepalive_timeout it announces that.
-func TestRealNginxIdleTimeout(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name, settings string
-		announced      string
-		conns          int // after the pauses below
-		reason         keepalive.CloseReason
-	}{
-		// Half of an announced second is ours: see keepAliveMargin.
-		{"announced", "keepalive_timeout 1s 1s;", "timeout=1", 5, keepalive.CloseIdleTimeout},
-		{"not announced", "keepalive_timeout 1s;", "", 3, keepalive.ClosePeerClosed},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			c := newRealClient(t, "http://"+startNginx(t, tt.settings, nil))
-			require.Equal(t, tt.announced, c.do("").Header.Get("Keep-Alive"))
-			const within, beyond = 600 * time.Millisecond, 1300 * time.Millisecond
-			for i, d := range []time.Duration{within, beyond, within, beyond} {
-				pause(t, d)
-				c.do(strings.Repeat("x", i%2*100)) // by turns a GET and a POST
-				c.do("POST")
-			}
-			s := c.used(tt.conns)
-			require.EqualValues(t, map[keepalive.CloseReason]uint64{tt.reason: uint64(tt.conns - 1)}, s.Closed)
-			require.Zero(t, s.Retries)
-		})
-	}
-}
-
-// pythonServer is http.server with a body and a number for each connection.
-// Its argument is the protocol version, and "ask" if it keeps the connection
-// of an HTTP/1.0 client that asks for it. It prints its port.
-const pythonServer = `
-import itertools, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-numbers = itertools.count(1)
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = sys.argv[1]
-
-    def setup(self):
-        super().setup()
-        self.number = next(numbers)
-
-    def do_GET(self):
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        body = b"hello\n"
-        self.send_response(200)
-        if sys.argv[2:] == ["ask"] and self.headers.get("Connection", "").lower() == "keep-alive":
-            self.send_header("Connection", "keep-alive")
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Conn", str(self.number))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_POST = do_GET
-
-    def log_message(self, *args):
-        pass
-
-server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(server.server_port, flush=True)
-server.serve_forever()
-`
-
-// startPython starts pythonServer and returns its address.
-func startPython(t *testing.T, args ...string) string {
-	t.Helper()
-	path := program(t, "python3")
-	script := filepath.Join(t.TempDir(), "server.py")
-	require.NoError(t, os.WriteFile(script, []byte(pythonServer), 0o600))
-	// Should it never print its port, the end of the context ends the wait.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 20*time.Second)
-	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, path, append([]string{script}, args...)...)
-	var errs lockedBuffer
-	cmd.Stderr = &errs
-	pr, pw := io.Pipe()
-	cmd.Stdout = pw
-	exited := start(t, cmd)
-	go func() { // ends with the process
-		<-exited
-		_ = pw.Close()
-	}()
-	port, err := bufio.NewReader(pr).ReadString('\n')
-	_ = pr.Close() // it prints nothing more
-	require.NoError(t, err, "python: %s", errs.String())
-	return "127.0.0.1:" + strings.TrimSpace(port)
-}
-
-func TestRealPython(t *testing.T) {
-	t.Parallel()
-	const requests = 20 // on a kept connection each costs 40 ms: http.server and Nagle
-	for _, tt := range []struct {
-		name  string
-		args  []string
-		opts  []keepalive.Option
-		conns int
-	}{
-		{"HTTP/1.0", []string{"HTTP/1.0"}, nil, requests},
-		{"HTTP/1.0, keeps for who asks", []string{"HTTP/1.0", "ask"}, nil, 1},
-		{
-			"HTTP/1.0, keeps for who asks, not asked",
-			[]string{"HTTP/1.0", "ask"},
-			[]keepalive.Option{keepalive.WithKeepAliveHeader(false)},
-			requests,
-		},
-		{"HTTP/1.1", []string{"HTTP/1.1"}, nil, 1},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			c := newRealClient(t, "http://"+startPython(t, tt.args...), tt.opts...)
-			for i := range requests {
-				resp := c.do(strings.Repeat("x", i%2*100))
-				require.Equal(t, tt.args[0], resp.Proto)
-			}
-			s := c.used(tt.conns)
-			require.EqualValues(t, requests-tt.conns, s.Reuses)
-			require.Zero(t, s.Retries)
-			if tt.conns == requests {
-				require.EqualValues(t, requests, s.Closed[keepalive.CloseServerRequest])
-			}
-		})
-	}
 }

@@ -262,9 +262,15 @@ func (cl *call) takeBody() error {
 	if te := req.TransferEncoding; cl.length == 0 || len(te) > 0 && te[0] == "chunked" {
 		cl.length = -1
 	}
-	cl.body = newRequestBody(req.Body)
 	cl.tunnel = req.Method == http.MethodConnect && cl.length < 0
 	mem := inMemory(req.Body)
+	if mem != nil && cl.length > 0 && cl.length <= maxInlineBody && int64(mem.Len()) == cl.length && !cl.expect {
+		err := cl.takeInline(mem)
+		_ = req.Body.Close()
+		return err
+	}
+	cl.watchCancel()
+	cl.body = newRequestBody(req.Body)
 	switch {
 	case cl.tunnel:
 		return nil
@@ -283,10 +289,8 @@ func (cl *call) takeMemory(mem memReader) error {
 		return nil
 	case cl.length >= 0 && n != cl.length:
 		return &marked{bodyLengthText(cl.length, n), []error{ErrRequestBody}}
-	case cl.length < 0 || n > maxInlineBody || cl.expect:
-		return nil
 	}
-	return cl.takeInline(mem)
+	return nil
 }
 
 // takeInline reads a small body in memory, to be sent with the head.
@@ -300,7 +304,6 @@ func (cl *call) takeInline(mem memReader) error {
 			return &marked{bodyLengthText(cl.length, int64(len(cl.inline.b))), []error{ErrRequestBody, err}}
 		}
 	}
-	cl.dropBody()
 	return nil
 }
 
@@ -440,11 +443,16 @@ func (cl *call) withoutExpect() {
 	cl.wire, cl.expect = &plain, false
 }
 
+// mayEnd reports whether the request can be cancelled.
+func (cl *call) mayEnd() bool {
+	return cl.ctx.Done() != nil || cl.req.Cancel != nil //nolint:staticcheck // SA1019: see watchCancel
+}
+
 // watchCancel makes cl.ctx end with the request's deprecated Cancel channel,
 // too. finish ends the goroutine.
 func (cl *call) watchCancel() {
 	ch := cl.req.Cancel //nolint:staticcheck // SA1019: net/http's Client still uses it
-	if ch == nil {
+	if ch == nil || cl.end != nil {
 		return
 	}
 	cl.ctx, cl.end = context.WithCancelCause(cl.ctx)
@@ -462,6 +470,13 @@ func (cl *call) watchCancel() {
 // contextEnded returns why the request's context ended, nil if it has not: its
 // cause, which is also the context's own error.
 func (cl *call) contextEnded() error {
+	if cl.end == nil && cl.req.Cancel != nil { //nolint:staticcheck // SA1019: see watchCancel
+		select {
+		case <-cl.req.Cancel: //nolint:staticcheck // SA1019: see watchCancel
+			return canceledRequest()
+		default:
+		}
+	}
 	err, cause := cl.ctx.Err(), context.Cause(cl.ctx)
 	if err == nil || errors.Is(cause, err) {
 		return cause

@@ -149,7 +149,8 @@ func (s *sender) run() {
 // send writes the body. Errors of the body itself set bodyErr.
 func (s *sender) send() error {
 	cl := s.ex.cl
-	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && int64(mem.Len()) == cl.length && s.body.first == nil {
+	begun := s.ex.begun
+	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && int64(mem.Len()) == cl.length-begun && s.body.first == nil {
 		s.finishing.Store(true)
 		_, err := mem.WriteTo(s.ex.c.nc)
 		return err
@@ -180,7 +181,7 @@ var errStopped = errors.New("sending was stopped")
 // sendLength sends exactly the announced number of bytes.
 func (s *sender) sendLength(buf []byte) error {
 	want := s.ex.cl.length
-	for sent := int64(0); sent < want; {
+	for sent := s.ex.begun; sent < want; {
 		// The last read asks for one byte more than is due: that shows a body
 		// that is too long.
 		room := int64(len(buf)) - 1

@@ -124,6 +124,11 @@ func (p *pool) offerLocked(c *conn, now time.Time, do *todo) {
 func (p *pool) settled(c *conn) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if h := c.host; h != nil && c.settling && !c.silent && !h.told {
+		c.capacity = initialStreams // it has said nothing
+		p.offerLocked(c, time.Now(), &do)
+		p.shareLocked(c)
+	}
 	p.settledLocked(c, &do)
 	return do
 }

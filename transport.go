@@ -210,7 +210,7 @@ func (t *Transport) CloseIdleConnections() { t.performAll(t.pool.dropIdle(CloseI
 
 // Shutdown refuses new requests with ErrClosed, closes idle connections, and
 // waits for the requests under way: until their response bodies have been read
-// to the end or closed. It returns nil then, or the cause of ctx's end, when
+// to the end or closed (WithDrainLimit included). It returns nil then, or the cause of ctx's end, when
 // the rest goes on; Close ends it. Connections handed over by 101 Switching
 // Protocols are not waited for.
 func (t *Transport) Shutdown(ctx context.Context) error {

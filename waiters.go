@@ -300,6 +300,11 @@ func (p *pool) expectLocked(h *host, c *conn) {
 		h.perConn, h.told = 1, false
 	case h.told && c.settling:
 		c.capacity = min(c.capacity, int32(max(h.limit, 1))) //nolint:gosec // bounded, see frames
+	case c.settling:
+		// One until it has said how many: net/http lets requests that were
+		// promised a place above the limit wait for each other.
+		h.perConn = p.cfg.perConn(int(c.capacity))
+		c.capacity = 1
 	default:
 		h.perConn = p.cfg.perConn(int(c.capacity))
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type Client struct {
 	T      testing.TB
 	RT     http.RoundTripper
 	Server *Server
+	Road   Road
 
 	seen   *Seen
 	step   int
@@ -87,7 +89,7 @@ func (c *Client) Via(hc *http.Client, req *http.Request) {
 	c.T.Helper()
 	name := c.next()
 	resp, err := hc.Do(req)
-	c.Note(name("error"), classes(err))
+	c.noteError(name("error"), err)
 	if err == nil {
 		c.noteHead(resp, name)
 		body, err := io.ReadAll(resp.Body)
@@ -115,7 +117,7 @@ func (c *Client) begin(req *http.Request, name func(string) string) *http.Respon
 	}
 	before := snapshot(req)
 	resp, err := c.RT.RoundTrip(req)
-	c.Note(name("error"), classes(err))
+	c.noteError(name("error"), err)
 	c.Note(name("request unchanged"), fmt.Sprint(reflect.DeepEqual(before, snapshot(req))))
 	if err != nil {
 		c.Note(name("response on error"), fmt.Sprint(resp != nil))
@@ -136,8 +138,19 @@ func (c *Client) noteHead(resp *http.Response, name func(string) string) {
 	c.Note(name("announced trailer"), fmt.Sprintf("%q nil=%v", resp.Trailer, resp.Trailer == nil))
 	c.Note(name("uncompressed"), fmt.Sprint(resp.Uncompressed))
 	c.Note(name("close"), fmt.Sprint(resp.Close))
-	c.Note(name("tls"), fmt.Sprint(resp.TLS != nil))
+	c.Note(name("tls"), describeTLS(resp.TLS))
+	if resp.TLS != nil {
+		c.Note(name("alpn"), fmt.Sprintf("%q", resp.TLS.NegotiatedProtocol))
+	}
 	c.Note(name("body nil"), fmt.Sprint(resp.Body == nil))
+}
+
+// describeTLS says what does not change from one run to the next.
+func describeTLS(cs *tls.ConnectionState) string {
+	if cs == nil {
+		return "none"
+	}
+	return fmt.Sprintf("%s %v %q %d", tls.VersionName(cs.Version), cs.HandshakeComplete, cs.ServerName, len(cs.PeerCertificates))
 }
 
 // noteBody notes that the request body has been closed. net/http may do so a
@@ -175,6 +188,9 @@ func (c *Client) noteBodies() {
 		b.mu.Lock()
 		closes, late := b.closes, b.late
 		b.mu.Unlock()
+		if c.Road.HTTP2 {
+			late = 0 // net/http's HTTP/2 may be about to read when it closes
+		}
 		if !std && (closes != 1 || late > 0) {
 			c.Note(fmt.Sprintf("request body %d", i+1), fmt.Sprintf("closed %d times, %d reads after that", closes, late))
 		}
@@ -250,6 +266,20 @@ var (
 	errCause = errors.New("difftest: a cause of our own")
 )
 
+// noteError notes the classes of err. Passwords are no part of any text of
+// ours; net/http puts them in URLs of proxies, for one.
+func (c *Client) noteError(name string, err error) {
+	c.Note(name, classes(err))
+	if _, std := c.RT.(*http.Transport); std || err == nil {
+		return
+	}
+	for _, secret := range []string{"secret", base64.StdEncoding.EncodeToString([]byte("me:secret"))} {
+		if strings.Contains(err.Error(), secret) {
+			c.T.Errorf("the error %q has a password", err)
+		}
+	}
+}
+
 const (
 	errNil       = "nil"
 	classTimeout = "Timeout()"
@@ -315,13 +345,15 @@ func opError(err error) string {
 
 func says(err error, end string) bool { return strings.HasSuffix(err.Error(), end) }
 
-// text returns n bytes that do not repeat too soon.
-func text(n int) []byte {
-	b := make([]byte, n)
+// text returns n bytes that do not repeat too soon. They must not be changed.
+func text(n int) []byte { return longText()[:n:n] }
+
+var longText = sync.OnceValue(func() []byte { //nolint:gochecknoglobals // a constant
+	b := make([]byte, 4<<20)
 	for i := range b {
 		b[i] = byte('a' + (i*7+i/26)%26)
 	}
 	return b
-}
+})
 
 func reader(n int) io.Reader { return bytes.NewReader(text(n)) }

@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -21,14 +22,19 @@ type Scenario struct {
 	Name string
 	// Serve answers one request; nil reads it and says ok.
 	Serve func(*Exchange)
+	// Handle is what a real server does in its place. The scenario runs on all
+	// roads then, or on those that On chooses.
+	Handle http.HandlerFunc
+	On     func(Road) bool
 	// Setup changes the transport's settings.
 	Setup func(*http.Transport, *Server)
 	// Run is the client's side; nil is one GET.
 	Run func(*Client)
 	// Only is "http" or "https", or empty for both.
 	Only string
-	// Differs lists where net/http and ours are meant to differ.
-	Differs []Difference
+	// Differs lists where net/http and ours are meant to differ. DiffersHTTP2
+	// is for HTTP/2, and comes first there.
+	Differs, DiffersHTTP2 []Difference
 }
 
 // Difference is a deliberate difference from net/http in the facts that match
@@ -40,21 +46,38 @@ type Difference struct {
 	Why     string
 }
 
-// Schemes returns the schemes that s is to be run with.
-func (s Scenario) Schemes() []string {
-	if s.Only != "" {
-		return []string{s.Only}
+// Roads returns the roads that s is to be run on.
+func (s Scenario) Roads() (list []Road) {
+	for _, r := range roads() {
+		if s.runsOn(r) {
+			list = append(list, r)
+		}
 	}
-	return []string{"http", "https"}
+	return list
+}
+
+func (s Scenario) runsOn(r Road) bool {
+	switch {
+	case s.Handle == nil:
+		return r.Plain() && (s.Only == "" || s.Only == r.Name)
+	case s.On != nil:
+		return s.On(r)
+	}
+	return true
 }
 
 // Seen is what a run of a scenario has shown: named facts in their order.
 type Seen struct {
+	road Road
+
+	mu     sync.Mutex // guards the rest until the run is over
 	names  []string
 	values map[string]string
 }
 
 func (s *Seen) note(name, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if _, ok := s.values[name]; !ok {
 		s.names = append(s.names, name)
 	}
@@ -64,17 +87,19 @@ func (s *Seen) note(name, value string) {
 // Get returns a fact, "" if it was not seen.
 func (s *Seen) Get(name string) string { return s.values[name] }
 
-// Run runs s with the RoundTripper that mk makes and returns what was seen.
-func Run(t testing.TB, s Scenario, scheme string, mk Maker) *Seen {
+// Run runs s on road with the RoundTripper that mk makes and returns what was
+// seen.
+func Run(t testing.TB, s Scenario, road Road, mk Maker) *Seen {
 	t.Helper()
-	seen := &Seen{values: make(map[string]string)}
-	srv := newServer(t, scheme, s.Serve)
+	seen := &Seen{road: road, values: make(map[string]string)}
+	srv := newServer(t, s, road)
 	tr := &http.Transport{TLSClientConfig: srv.ClientTLS()}
+	road.setup(tr, srv)
 	if s.Setup != nil {
 		s.Setup(tr, srv)
 	}
 	rt, end := mk(t, tr)
-	c := &Client{T: t, RT: rt, Server: srv, seen: seen}
+	c := &Client{T: t, RT: rt, Server: srv, Road: road, seen: seen}
 	run := s.Run
 	if run == nil {
 		run = func(c *Client) { c.Do(c.Request(http.MethodGet, "/", nil)) }
@@ -108,7 +133,7 @@ func (s Scenario) Compare(theirs, ours *Seen) (wrong []string) {
 		if !bok {
 			b = "absent"
 		}
-		if d := s.difference(n); d != nil {
+		if d := s.difference(n, theirs.road); d != nil {
 			if strings.HasSuffix(n, " error") && d.Ours == "error" && b != errNil {
 				b = d.Ours // of any kind
 			}
@@ -118,7 +143,7 @@ func (s Scenario) Compare(theirs, ours *Seen) (wrong []string) {
 			}
 			continue
 		}
-		if !same(n, a, b) {
+		if !same(n, a, b) && !everywhere(n, a, b) {
 			wrong = append(wrong, fmt.Sprintf("%s:\nnet/http %s\nours     %s", n, a, b))
 		}
 	}
@@ -133,13 +158,32 @@ func answeredAlike(name string, theirs, ours *Seen) bool {
 	return fact == "error" || (a == errNil) == (b == errNil)
 }
 
-func (s Scenario) difference(name string) *Difference {
-	for i := range s.Differs {
-		if hit, err := path.Match(s.Differs[i].Fact, name); hit && err == nil {
-			return &s.Differs[i]
+func (s Scenario) difference(name string, road Road) *Difference {
+	list := s.Differs
+	if road.HTTP2 {
+		list = slices.Concat(s.DiffersHTTP2, s.Differs)
+	}
+	for i := range list {
+		if hit, err := path.Match(list[i].Fact, name); hit && err == nil {
+			return &list[i]
 		}
 	}
 	return nil
+}
+
+// everywhere reports whether a and b differ as they are meant to in every
+// scenario.
+func everywhere(name, a, b string) bool {
+	for _, d := range []Difference{
+		{"* alpn", `""`, `"http/1.1"`, "ALPN names the protocol that is wanted, also where there is only one (RFC 9325 section 3.7)"},
+		{"* resp.Request", "false", "true", "it is the request that was given; over HTTP/2 net/http returns a copy"},
+		{"* trace answer", "GotFirstResponseByte", "GotFirstResponseByte; PutIdleConn failed=true", "PutIdleConn is told of each connection that is not kept; net/http does so only if it has tried to"},
+	} {
+		if hit, err := path.Match(d.Fact, name); hit && err == nil && d.NetHTTP == a && d.Ours == b {
+			return true
+		}
+	}
+	return false
 }
 
 func matches(want, got string) bool { return want == "*" || want == got }
@@ -167,5 +211,8 @@ func All() []Scenario {
 		earlyCloses(), cancels(), timeouts(), dials(), handshakes(), limits(),
 		traces(), failedTraces(), redirects(), proxies(), streams(), upgrades(),
 		forwarded(), tunnels(), refusedTunnels(), socksProxies(), choices(),
+		asked(), askedFields(), answered(), trailers(), unpacked(), asksFirst(), streamed(), upgradedRoads(),
+		ended(), outOfTime(), pooled(), registered(), dialed(),
+		clients(), behind(), watched(), versions(), counted(),
 	)
 }

@@ -351,9 +351,10 @@ func socksPart(r io.Reader, n, sized int) []byte {
 	return slices.Concat(b, more)
 }
 
+const socksGranted = "\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50"
+
 // socksProxies: requests through a SOCKS5 proxy.
 func socksProxies() (list []Scenario) {
-	const granted = "\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50"
 	scenario := func(name, user string, setup func(*http.Transport, *Server), targets ...string) {
 		for _, scheme := range []string{"socks5", "socks5h"} {
 			list = append(list, Scenario{Name: scheme + " " + name, Only: "http", Setup: func(tr *http.Transport, s *Server) {
@@ -370,12 +371,12 @@ func socksProxies() (list []Scenario) {
 		}
 	}
 	a, b, ip := "http://a.example/x", "http://b.example:81/", "http://192.0.2.1/"
-	scenario("plain", "", socksProxy(0, 0, granted, false), a, a, b, ip)
-	scenario("TLS", "", socksProxy(0, 0, granted, true), "https://example.com/", "https://example.com/")
-	scenario("password", "me:secret", socksProxy(2, 0, granted, false), a, a)
-	scenario("password not asked for", "me:secret", socksProxy(0, 0, granted, false), a, a)
-	scenario("password refused", "me:secret", socksProxy(2, 1, granted, false), a)
-	scenario("no method", "", socksProxy(0xff, 0, granted, false), a)
+	scenario("plain", "", socksProxy(0, 0, socksGranted, false), a, a, b, ip)
+	scenario("TLS", "", socksProxy(0, 0, socksGranted, true), "https://example.com/", "https://example.com/")
+	scenario("password", "me:secret", socksProxy(2, 0, socksGranted, false), a, a)
+	scenario("password not asked for", "me:secret", socksProxy(0, 0, socksGranted, false), a, a)
+	scenario("password refused", "me:secret", socksProxy(2, 1, socksGranted, false), a)
+	scenario("no method", "", socksProxy(0xff, 0, socksGranted, false), a)
 	scenario("unreachable", "", socksProxy(0, 0, "\x05\x04\x00\x01\x00\x00\x00\x00\x00\x00", false), a)
 	scenario("closes", "", socksProxy(0, 0, "", false), a)
 	scenario("not SOCKS", "", func(_ *http.Transport, s *Server) {

@@ -2,16 +2,18 @@ package difftest
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"hash/fnv"
+	"hash/crc32"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,42 +32,56 @@ const ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 type Server struct {
 	// Addr is host:port.
 	Addr string
-	// Scheme is "http" or "https".
+	// Scheme is "http" or "https": what the first hop speaks.
 	Scheme string
+	// Origin is what the URLs of the target begin with.
+	Origin string
 	// Arrived has a value for each time that a scenario's server says so.
 	Arrived chan struct{}
 
 	turn  chan struct{} // for server and client to take turns
 	t     testing.TB
 	serve func(*Exchange)
+	real  *realServer // behind greet, in place of serve
 	lns   []net.Listener
 	cert  *tls.Certificate
-	root  *x509.Certificate
 	done  chan struct{} // closed when the scenario is over
-	watch *time.Timer
-	wg    sync.WaitGroup
-	step  atomic.Int64 // of the client
+	// cutOff is closed when the scenario has hung for too long.
+	cutOff chan struct{}
+	watch  *time.Timer
+	wg     sync.WaitGroup
+	step   atomic.Int64 // of the client
 
 	mu    sync.Mutex // guards the rest
 	conns []net.Conn
 	facts [][2]string
+	noted map[string]int
 	greet func(nc net.Conn) (net.Conn, bool) // what comes before HTTP
 }
 
-func newServer(t testing.TB, scheme string, serve func(*Exchange)) *Server {
+func newServer(t testing.TB, scenario Scenario, road Road) *Server {
 	t.Helper()
+	serve := scenario.Serve
 	if serve == nil {
 		serve = answer(ok)
 	}
 	ln := listen(t, "tcp", "127.0.0.1:0")
 	s := &Server{
-		Addr: ln.Addr().String(), Scheme: scheme, Arrived: make(chan struct{}, 100),
+		Addr: ln.Addr().String(), Scheme: road.firstHop(), Arrived: make(chan struct{}, 100),
 		turn: make(chan struct{}, 10),
-		t:    t, serve: serve, lns: []net.Listener{ln}, done: make(chan struct{}),
+		t:    t, serve: serve, lns: []net.Listener{ln}, done: make(chan struct{}), cutOff: make(chan struct{}), noted: make(map[string]int),
 	}
-	s.cert, s.root = certificate()
+	s.Origin = road.origin(s.Addr)
+	var err error
+	if s.cert, err = certificate(); err != nil {
+		t.Fatal(err)
+	}
+	if scenario.Handle != nil {
+		s.real = newRealServer(s, road, scenario.Handle)
+	}
 	s.watch = time.AfterFunc(patience, func() {
 		t.Error("the scenario hangs; its connections are cut")
+		close(s.cutOff)
 		s.cut()
 	})
 	s.wg.Go(func() { s.accept(ln) })
@@ -82,23 +98,34 @@ func listen(t testing.TB, network, addr string) net.Listener {
 	return ln
 }
 
-// certificate is that of httptest, for 127.0.0.1, ::1 and example.com.
-var certificate = sync.OnceValues(func() (*tls.Certificate, *x509.Certificate) { //nolint:gochecknoglobals // a constant
-	ts := httptest.NewUnstartedServer(nil)
-	ts.StartTLS()
-	defer ts.Close()
-	return &ts.TLS.Certificates[0], ts.Certificate()
+// certificate is for 127.0.0.1, ::1 and example.com.
+var certificate = sync.OnceValues(func() (*tls.Certificate, error) { //nolint:gochecknoglobals // a constant
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true,
+		DNSNames: []string{"example.com"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
 })
 
 // ClientTLS returns the client's side of the server's certificate.
 func (s *Server) ClientTLS() *tls.Config {
 	pool := x509.NewCertPool()
-	pool.AddCert(s.root)
+	pool.AddCert(s.cert.Leaf)
 	return &tls.Config{RootCAs: pool}
 }
 
 // URL returns the URL of path on the server.
-func (s *Server) URL(path string) string { return s.Scheme + "://" + s.Addr + path }
+func (s *Server) URL(path string) string { return s.Origin + path }
 
 // greetWith runs f before HTTP on each connection.
 func (s *Server) greetWith(f func(net.Conn) (net.Conn, bool)) {
@@ -113,8 +140,8 @@ func (s *Server) accept(ln net.Listener) {
 		if err != nil {
 			return
 		}
-		if s.Scheme == "https" {
-			nc = tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{*s.cert}})
+		if s.real == nil && s.Scheme == "https" {
+			nc = s.secure(nc)
 		}
 		s.mu.Lock()
 		s.conns = append(s.conns, nc)
@@ -125,18 +152,23 @@ func (s *Server) accept(ln net.Listener) {
 }
 
 func (s *Server) talk(nc net.Conn, conn int) {
-	defer func() { _ = nc.Close() }()
 	s.mu.Lock()
 	greet := s.greet
 	s.mu.Unlock()
+	behind := nc
 	if greet != nil {
-		behind, ok := greet(nc)
-		if !ok {
+		var ok bool
+		if behind, ok = greet(nc); !ok {
+			_ = nc.Close()
 			return
 		}
-		nc = behind
 	}
-	s.serveOn(nc, conn)
+	if s.real != nil {
+		s.real.take(behind)
+		return
+	}
+	defer func() { _ = nc.Close() }()
+	s.serveOn(behind, conn)
 }
 
 func (s *Server) serveOn(nc net.Conn, conn int) {
@@ -182,16 +214,17 @@ func (s *Server) close() {
 	s.watch.Stop()
 	close(s.done)
 	s.cut()
+	if s.real != nil {
+		s.real.close()
+	}
 	s.wg.Wait()
 }
 
 func (s *Server) note(name, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for slices.ContainsFunc(s.facts, func(f [2]string) bool { return f[0] == name }) {
-		name += " again"
-	}
-	s.facts = append(s.facts, [2]string{name, value})
+	s.facts = append(s.facts, [2]string{name + strings.Repeat(" again", s.noted[name]), value})
+	s.noted[name]++
 }
 
 func (s *Server) report(seen *Seen) {
@@ -379,7 +412,5 @@ func digest(b []byte) string {
 	if len(b) <= 64 {
 		return fmt.Sprintf("%q", b)
 	}
-	h := fnv.New64a()
-	_, _ = h.Write(b)
-	return fmt.Sprintf("%d bytes, sum %x", len(b), h.Sum64())
+	return fmt.Sprintf("%d bytes, sum %x", len(b), crc32.ChecksumIEEE(b))
 }

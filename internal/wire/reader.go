@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	initialBuffer = 4 << 10
+	initialBuffer = 8 << 10
 	// maxPooledBuffer keeps one large head from staying in the pool for good.
 	maxPooledBuffer = 64 << 10
 	// maxEmptyReads bounds a source that keeps returning (0, nil).
@@ -30,6 +30,7 @@ type Reader struct {
 	total int64
 	late  error     // came from src together with bytes; reported after them
 	scan  blockScan // how far the search in buf[start:end] has come
+	last  parsed    // the last head that was read
 }
 
 // GetReader returns an empty Reader on src, from a pool. src may be nil when
@@ -53,7 +54,7 @@ func (r *Reader) Free() {
 	if len(buf) > maxPooledBuffer {
 		buf = make([]byte, initialBuffer)
 	}
-	*r = Reader{buf: buf}
+	*r = Reader{buf: buf, last: r.last.kept()}
 	readers.Put(r)
 }
 

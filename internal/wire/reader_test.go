@@ -70,7 +70,7 @@ func TestReaderAdvanceTakesNoMoreThanTheSpace(t *testing.T) {
 }
 
 func TestReaderReadsLargePiecesStraightFromTheSource(t *testing.T) {
-	src := strings.NewReader(strings.Repeat("x", 10_000))
+	src := strings.NewReader(strings.Repeat("x", 3*initialBuffer))
 	r := freshReader(src)
 	p := make([]byte, initialBuffer)
 	n, err := r.Read(p)

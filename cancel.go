@@ -1,0 +1,100 @@
+package keepalive
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+)
+
+// How the end of a request reaches its exchange from outside: the end of its
+// context, its Cancel channel, Close.
+
+// interrupt cuts the connection off, if it is still ours. Safe for concurrent
+// use: it is how a context, Close and a failing request body end an exchange.
+func (ex *exchange) interrupt() {
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	if !ex.released {
+		ex.interrupted = true
+		ex.c.sc.Interrupt()
+	}
+}
+
+// cancel is called when the request's context has ended.
+func (ex *exchange) cancel() {
+	ex.interrupt()
+	ex.endUnread()
+}
+
+// endUnread ends a response body that was cut off, whether it is read or not:
+// the server, and whoever waits for the connection, must not have to wait for
+// the reader. A Read under way ends by itself.
+func (ex *exchange) endUnread() {
+	ex.mu.Lock()
+	handedOver := ex.handedOver
+	ex.mu.Unlock()
+	if !handedOver {
+		return
+	}
+	ex.readMu.Lock()
+	defer ex.readMu.Unlock()
+	if ex.bodyErr == nil {
+		ex.bodyErr = ex.failBody(os.ErrDeadlineExceeded)
+	}
+}
+
+// watchAfter is how long an exchange waits before it listens for the end of its
+// request's context.
+const watchAfter = 5 * time.Millisecond
+
+// watchSoon makes the next read end after watchAfter, if the request's context
+// is not watched yet: whoever reads calls watch then, and goes on. Most answers
+// are there sooner, and a deadline on the socket costs a fifth of a watch.
+func (ex *exchange) watchSoon() {
+	if !ex.unwatched {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	at := ex.start.Add(watchAfter)
+	if end := ex.readEnd.at; end.IsZero() || at.Before(end) {
+		ex.armed = true
+		_ = ex.c.sc.SetReadDeadline(at)
+	}
+}
+
+// watchNow reports whether err is only the end of what watchSoon began, and
+// watches the context then.
+func (ex *exchange) watchNow(err error) bool {
+	if !ex.unwatched || !errors.Is(err, os.ErrDeadlineExceeded) {
+		return false
+	}
+	ex.watch()
+	return true
+}
+
+// watch cuts the exchange off when the request's context ends, from now on.
+func (ex *exchange) watch() {
+	if !ex.unwatched {
+		return
+	}
+	ex.unwatched = false
+	ex.mu.Lock()
+	if ex.armed {
+		_ = ex.c.sc.SetReadDeadline(ex.readEnd.at)
+	}
+	ex.mu.Unlock()
+	ex.cl.watchCancel()
+	ex.stopWatch = context.AfterFunc(ex.cl.ctx, ex.cancel)
+}
+
+func (ex *exchange) unwatch() {
+	if ex.stopWatch != nil {
+		ex.watchRan = !ex.stopWatch()
+		ex.stopWatch = nil
+	}
+	if ex.hardTimer != nil {
+		ex.hardTimer.Stop()
+	}
+}
