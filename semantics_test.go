@@ -29,10 +29,10 @@ func TestSemanticsSideBySide(t *testing.T) {
 	t.Parallel()
 	for _, list := range [][]difftest.Scenario{expectScenarios(), interimScenarios(), trailerScenarios(), clientScenarios(), closeScenarios()} {
 		for _, s := range list {
-			for _, scheme := range s.Schemes() {
-				t.Run(s.Name+"/"+scheme, func(t *testing.T) {
+			for _, road := range s.Roads() {
+				t.Run(s.Name+"/"+road.Name, func(t *testing.T) {
 					t.Parallel()
-					compare(t, s, scheme, migrated)
+					compare(t, s, road, migrated)
 				})
 			}
 		}
