@@ -31,7 +31,7 @@ func TestRequestIsGarbage(t *testing.T) {
 	plain := httptest.NewServer(ts.Config.Handler)
 	defer plain.Close()
 	tr := open(t, keepalive.WithTLSConfig(insecure()))
-	type held struct{ _ [1 << 10]byte }
+	type held [1 << 10]byte
 	// ask returns pointers to what must not be kept.
 	ask := func(method, url string, body io.Reader, read bool) (weak.Pointer[http.Request], weak.Pointer[http.Response], weak.Pointer[held]) {
 		h := new(held)

@@ -188,9 +188,6 @@ func (c *Client) noteBodies() {
 		b.mu.Lock()
 		closes, late := b.closes, b.late
 		b.mu.Unlock()
-		if c.Road.HTTP2 {
-			late = 0 // net/http's HTTP/2 may be about to read when it closes
-		}
 		if !std && (closes != 1 || late > 0) {
 			c.Note(fmt.Sprintf("request body %d", i+1), fmt.Sprintf("closed %d times, %d reads after that", closes, late))
 		}

@@ -3,6 +3,7 @@ package difftest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -205,6 +206,17 @@ func fields() (list []Scenario) {
 		{"idempotency key unsent", func(r *http.Request) { r.Header["Idempotency-Key"] = nil }},
 		{"proxy lines", set("Proxy-Connection", "close", "Proxy-Authorization", "Basic x")},
 		{"empty header", func(r *http.Request) { r.Header = http.Header{} }},
+		{"fields for servers", func(r *http.Request) {
+			r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/1.0", 1, 0
+			r.RemoteAddr, r.Pattern, r.TLS = "192.0.2.1:1", "GET /", &tls.ConnectionState{}
+			r.Form, r.PostForm = url.Values{"a": {"b"}}, url.Values{"c": {"d"}}
+			r.Response = &http.Response{StatusCode: http.StatusFound}
+		}},
+		{"unknown length without a body", func(r *http.Request) {
+			if r.Body == nil {
+				r.ContentLength = -1
+			}
+		}},
 	}
 	for _, r := range rows {
 		s := Scenario{Name: "header " + r.name, Run: func(c *Client) {
@@ -213,6 +225,13 @@ func fields() (list []Scenario) {
 			c.Do(c.Request("PUT", "/", NewBody(strings.NewReader("hello")), r.edit))
 		}}
 		switch r.name {
+		case "unknown length without a body":
+			const why = "an unknown length of no body is none; net/http fails, over HTTP/1 only"
+			s.Differs = []Difference{
+				{"1 error", "error", "nil", why},
+				{"2 sent on", "a new connection", "a used connection", why},
+				{"connections", "2", "1", why},
+			}
 		case "connection close", "connection Close", "connection list", "connection second line":
 			const why = "a request that says close ends its connection (RFC 9112 section 9.6); net/http heeds only Request.Close"
 			s.Differs = []Difference{

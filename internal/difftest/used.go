@@ -12,6 +12,10 @@ import (
 
 // reuse: which connections are used again, for kinds that are not in framings.
 func reuse() []Scenario {
+	inMemory := []Difference{
+		{"2 error", "*", "nil", "a small body in memory can be sent again without GetBody"},
+		{"connections", "1", "2", "for the same reason"},
+	}
 	return []Scenario{
 		{Name: "keep-alives disabled", Run: twice, Setup: func(tr *http.Transport, _ *Server) { tr.DisableKeepAlives = true }},
 		{Name: "ten requests", Run: func(c *Client) {
@@ -44,6 +48,20 @@ func reuse() []Scenario {
 		{Name: "swallowed POST", Serve: swallow, Run: func(c *Client) { swallowed(c, "POST") }},
 		{Name: "swallowed POST with key", Serve: swallow, Run: func(c *Client) {
 			swallowed(c, "POST", func(r *http.Request) { r.Header.Set("Idempotency-Key", "k") })
+		}},
+		{Name: "swallowed GET, GetBody fails", Serve: swallow, Run: func(c *Client) {
+			swallowed(c, "GET", func(r *http.Request) {
+				r.GetBody = func() (io.ReadCloser, error) { return nil, errBody }
+			})
+		}, Differs: inMemory},
+		{Name: "swallowed GET, no GetBody", Serve: swallow, Run: func(c *Client) {
+			swallowed(c, "GET", func(r *http.Request) { r.GetBody = nil })
+		}, Differs: inMemory},
+		{Name: "swallowed GET, streamed", Serve: swallow, Run: func(c *Client) {
+			swallowed(c, "GET", func(r *http.Request) {
+				r.Body, r.ContentLength = NewBody(reader(100000)), 100000
+				r.GetBody = func() (io.ReadCloser, error) { return NewBody(reader(100000)), nil }
+			})
 		}},
 		{
 			Name: "swallowed PUT", Serve: swallow, Run: func(c *Client) { swallowed(c, "PUT") },
