@@ -84,11 +84,11 @@ func (cl *call) failure(out *outcome) failure {
 // acquire returns a connection that is leased to this call, and the time.
 func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Time, error) {
 	t, now := cl.t, cl.start
-	if !first {
-		now = time.Now()
-	}
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.firstHop())
+	}
+	if !first || cl.body != nil || cl.trace != nil { // code of the user's has run since
+		now = time.Now()
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
 	t.perform(do)
