@@ -305,7 +305,9 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		}
 		return v.reason, do
 	}
-	c.hintIdle = v.IdleTimeout
+	if v.Keep { // there was an answer
+		c.hintIdle = v.IdleTimeout
+	}
 	if c.left > 0 {
 		c.left--
 	}
