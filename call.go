@@ -20,7 +20,8 @@ func (cl *call) run() (*http.Response, error) {
 	}
 	dialCtx, guard := dialContext(cl.ctx, cl.trace)
 	defer guard.end()
-	fresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
+	needsFresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
+	fresh := needsFresh
 	for first := true; ; first = false {
 		cl.attempt++
 		c, now, err := cl.acquire(dialCtx, fresh, first)
@@ -38,7 +39,7 @@ func (cl *call) run() (*http.Response, error) {
 		if !again || err != nil {
 			return nil, cl.abort(firstOf(err, out.err))
 		}
-		fresh = dial || cl.opts.fresh
+		fresh = dial || needsFresh
 	}
 }
 
