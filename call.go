@@ -20,7 +20,8 @@ func (cl *call) run() (*http.Response, error) {
 	}
 	dialCtx, guard := dialContext(cl.ctx, cl.trace)
 	defer guard.end()
-	fresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
+	needsFresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
+	fresh := needsFresh
 	for first := true; ; first = false {
 		cl.attempt++
 		c, now, err := cl.acquire(dialCtx, fresh, first)
@@ -38,7 +39,7 @@ func (cl *call) run() (*http.Response, error) {
 		if !again || err != nil {
 			return nil, cl.abort(firstOf(err, out.err))
 		}
-		fresh = dial || cl.opts.fresh
+		fresh = dial || needsFresh
 	}
 }
 
@@ -84,11 +85,11 @@ func (cl *call) failure(out *outcome) failure {
 // acquire returns a connection that is leased to this call, and the time.
 func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Time, error) {
 	t, now := cl.t, cl.start
-	if !first {
-		now = time.Now()
-	}
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.firstHop())
+	}
+	if !first || cl.body != nil || cl.trace != nil { // code of the user's has run since
+		now = time.Now()
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
 	t.perform(do)

@@ -475,7 +475,7 @@ func (ex *exchange) judge(head wire.Head, now time.Time) {
 	ex.c.sampleRTT(now.Sub(ex.start))
 	ex.verdict = judge(answer{
 		resp: head.Response, framing: head.Framing, oddity: head.Oddity, rtt: ex.c.rtt,
-		last: ex.cl.lastOn(ex.c), auth: ex.cl.key.Auth,
+		last: ex.cl.lastOn(ex.c), auth: ex.cl.key.Auth && mayHaveBound(ex.cl.req.Header, head.Response.StatusCode),
 	})
 	if s := ex.t.cfg.reuse; s != nil && ex.verdict.Keep {
 		ex.verdict = ex.verdict.stricter(s.Reuse(head.Response, ex.c.info(ex.c.served), ex.verdict.ReuseVerdict))

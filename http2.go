@@ -212,6 +212,7 @@ type stream struct {
 	over     bool // the connection was given back
 	closed   bool // by the user
 	bodyErr  error
+	unwatch  func() bool // ends the watch of ctx for the body; nil: none
 }
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
@@ -374,6 +375,36 @@ func (s *stream) deliver(resp *http.Response) {
 		return
 	}
 	resp.Body = streamBody{s}
+	s.mu.Lock() // endUnread may run at once
+	defer s.mu.Unlock()
+	s.unwatch = context.AfterFunc(s.ctx, s.endUnread)
+}
+
+// endUnread ends a body whose context has ended, whether it is read or not: its
+// place on the connection must not have to wait for the reader. A Read under
+// way ends by itself. It runs in a goroutine of its own, for which Close waits.
+func (s *stream) endUnread() {
+	t := s.h.t
+	t.tasks.add(1)
+	defer t.tasks.add(-1)
+	s.mu.Lock()
+	over := s.over
+	s.mu.Unlock()
+	if over {
+		return
+	}
+	_ = s.failBody(context.Cause(s.ctx))
+}
+
+// endOwn ends ctx with the stream, which is of no consequence for the body.
+func (s *stream) endOwn() {
+	s.mu.Lock()
+	unwatch := s.unwatch
+	s.mu.Unlock()
+	if unwatch != nil {
+		unwatch()
+	}
+	s.end(nil)
 }
 
 // isEmpty reports whether the body of resp is known to be empty. net/http's
@@ -407,7 +438,7 @@ func (s *stream) giveBack(v verdict, last bool) bool {
 	if s.hard != nil {
 		s.hard.Stop()
 	}
-	s.end(nil)
+	s.endOwn()
 	_, do := s.h.t.pool.release(s.c, time.Now(), v, last)
 	s.h.t.perform(do)
 	return true
@@ -580,9 +611,15 @@ func (s *stream) failBody(err error) error {
 	default:
 		e.Err = s.lost(err, false)
 	}
+	s.mu.Lock()
+	if s.bodyErr == nil { // endUnread and a Read may both be here
+		s.bodyErr = e
+	}
+	err = s.bodyErr
+	s.mu.Unlock()
 	s.listen(e)
 	s.finish()
-	return e
+	return err
 }
 
 // Close ends the body: the peer is told not to send the rest. It does not wait
@@ -596,6 +633,7 @@ func (b streamBody) Close() error {
 	if closed || over {
 		return nil
 	}
+	s.endOwn() // so that the next does not wait for more than a write under way
 	ended := make(chan struct{})
 	s.h.t.tasks.run(func() {
 		defer close(ended)

@@ -388,7 +388,8 @@ func WithTCPUserTimeout(d time.Duration) Option {
 // WithProtocols sets the protocols that may be spoken. HTTP/2 over TLS is chosen
 // when the server offers it (ALPN); without TLS it is spoken only when HTTP1 is
 // not in the set, as the server must be known to speak it. Requests with an
-// Upgrade field always go over HTTP/1.1. HTTP2 has no effect when GODEBUG has
+// Upgrade field always go over HTTP/1.1, and those that authenticate their
+// connection (WithPoolKey) do if it is in the set. HTTP2 has no effect when GODEBUG has
 // http2client=0. An empty set is refused. The default is HTTP/1, HTTP/2.
 func WithProtocols(p http.Protocols) Option {
 	return func(c *config) error {

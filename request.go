@@ -79,8 +79,9 @@ func (t *Transport) newCall(req *http.Request) (*call, error) {
 		return nil, fmt.Errorf("keepalive: %w", err)
 	}
 	// WithPoolKey says who it is: then connections are that user's anyway.
-	key.Auth = user == "" && authenticatesConn(req.Header)
-	key.HTTP1 = len(req.Header["Upgrade"]) > 0 && t.cfg.mayShare(key)
+	auth := authenticatesConn(req.Header)
+	key.Auth = user == "" && auth
+	key.HTTP1 = (len(req.Header["Upgrade"]) > 0 || auth && t.cfg.protocols.HTTP1()) && t.cfg.mayShare(key)
 	cl, _ := calls.Get().(*call)
 	cl.t, cl.req, cl.wire, cl.ctx = t, req, req, req.Context()
 	cl.key, cl.opts, cl.limit, cl.start = key, &noOptions, &t.cfg.timeouts, time.Now()
@@ -154,12 +155,31 @@ func authenticatesConn(h http.Header) bool {
 // Authorization field, or "".
 func connAuth(values []string) string {
 	for _, v := range values {
-		scheme, credentials, _ := strings.Cut(v, " ")
-		if strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
-			return credentials
+		v = strings.Trim(v, blanks) // as it is sent
+		end := strings.IndexAny(v, blanks)
+		if end < 0 {
+			continue
+		}
+		if scheme := v[:end]; strings.EqualFold(scheme, "NTLM") || strings.EqualFold(scheme, "Negotiate") {
+			return strings.TrimLeft(v[end:], blanks)
 		}
 	}
 	return ""
+}
+
+const blanks = " \t"
+
+// mayHaveBound reports whether an answer with that status may come from a peer
+// that has taken credentials for the connection in h: the server, or the proxy
+// that passes its answer on.
+func mayHaveBound(h http.Header, status int) bool {
+	switch status {
+	case http.StatusProxyAuthRequired:
+		return false
+	case http.StatusUnauthorized:
+		return connAuth(h["Proxy-Authorization"]) != ""
+	}
+	return authenticatesConn(h)
 }
 
 // beginsConnAuth reports whether the request begins a handshake for the

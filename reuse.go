@@ -164,7 +164,8 @@ type answer struct {
 	last CloseReason
 	// rtt is the shortest round trip seen on this connection.
 	rtt time.Duration
-	// auth: the request had credentials for the connection.
+	// auth: the request had credentials for the connection, and the answer may
+	// mean that they were accepted.
 	auth bool
 }
 
@@ -186,7 +187,7 @@ func drop(r CloseReason) verdict { return verdict{reason: r} }
 //	body delimited by the end of the connection     close
 //	"close" in any Connection line, any case        close
 //	HTTP/1.0 without "keep-alive"                   close
-//	credentials for the connection were accepted    close, bound to an identity
+//	credentials for the connection may be accepted  close, bound to an identity
 //	Keep-Alive: timeout=n, max=m                    keep until n minus the margin, m more
 //	otherwise                                       keep
 //
@@ -204,7 +205,7 @@ func judge(a answer) verdict {
 		// Set by the parser for a "close" token, which it then takes out of
 		// the header as net/http does, and for HTTP/1.0 without "keep-alive".
 		return drop(CloseServerRequest)
-	case a.auth && a.resp.StatusCode != http.StatusUnauthorized && a.resp.StatusCode != http.StatusProxyAuthRequired:
+	case a.auth:
 		return drop(CloseIdentity)
 	}
 	h := parseKeepAlive(a.resp.Header["Keep-Alive"])

@@ -295,6 +295,11 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 // expectLocked notes what the protocol of c, which has just been dialed, says of
 // the other connections of h, and what they say of c.
 func (p *pool) expectLocked(h *host, c *conn) {
+	if c.shares {
+		// It goes to its waiter even if the peer takes nothing yet: the next one
+		// would say the same.
+		c.capacity = max(c.capacity, 1)
+	}
 	switch {
 	case !c.shares:
 		h.perConn, h.told = 1, false

@@ -30,7 +30,7 @@ type Key struct {
 	// connection's, not the request's.
 	Auth bool
 	// HTTP1 is set for requests that need HTTP/1.1 where others may get another
-	// protocol.
+	// protocol: an upgrade, or credentials for the connection.
 	HTTP1 bool
 }
 
