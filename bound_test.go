@@ -13,12 +13,14 @@ import (
 	"github.com/keepalive-http/keepalive/internal/netfake"
 )
 
-// ask makes a request with fields as "Name: value" and returns what came.
-func ask(t *testing.T, tr *Transport, method, url, body string, fields ...string) string {
+// ask makes a request, a POST if it has a body, with fields as "Name:value" and
+// returns what came.
+func ask(t *testing.T, tr *Transport, url, body string, fields ...string) string {
 	t.Helper()
+	method := http.MethodGet
 	var rd io.Reader
 	if body != "" {
-		rd = strings.NewReader(body)
+		method, rd = http.MethodPost, strings.NewReader(body)
 	}
 	req, err := http.NewRequestWithContext(t.Context(), method, url, rd)
 	require.NoError(t, err)
@@ -38,9 +40,9 @@ func TestIdentityAtTheProxy(t *testing.T) {
 		reply(n, t, "proxy:1", func(conn, _ int, _ *http.Request) string {
 			return strings.Replace(connNumber(conn, 0, nil), "200 OK", "401 Unauthorized", 1)
 		})
-		require.Equal(t, "0", ask(t, tr, "GET", "http://a/", "", "Proxy-Authorization:NTLM TlRMTVNTUAADalice"))
-		require.Equal(t, "1", ask(t, tr, "GET", "http://a/", "", "Authorization:Negotiate YIIbob"))
-		require.Equal(t, "1", ask(t, tr, "GET", "http://a/", "", "Authorization:Negotiate YIIbob"), "the next leg")
+		require.Equal(t, "0", ask(t, tr, "http://a/", "", "Proxy-Authorization:NTLM TlRMTVNTUAADalice"))
+		require.Equal(t, "1", ask(t, tr, "http://a/", "", "Authorization:Negotiate YIIbob"))
+		require.Equal(t, "1", ask(t, tr, "http://a/", "", "Authorization:Negotiate YIIbob"), "the next leg")
 		require.Equal(t, uint64(1), tr.Stats().Closed[CloseIdentity])
 	}, through("http"))
 }
@@ -50,8 +52,8 @@ func TestIdentityAtTheProxy(t *testing.T) {
 func TestIdentityWithBlanks(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		reply(n, t, "a:80", connNumber)
-		require.Equal(t, "0", ask(t, tr, "GET", "http://a/", "", "Authorization: \tNegotiate  YIIalice"))
-		require.Equal(t, "1", ask(t, tr, "GET", "http://a/", ""))
+		require.Equal(t, "0", ask(t, tr, "http://a/", "", "Authorization: \tNegotiate  YIIalice"))
+		require.Equal(t, "1", ask(t, tr, "http://a/", ""))
 		require.Equal(t, uint64(1), tr.Stats().Closed[CloseIdentity])
 	})
 }
@@ -67,8 +69,8 @@ func TestIdentityOfAnotherAttempt(t *testing.T) {
 			return strings.Replace(connNumber(conn, 0, nil), "200 OK", "401 Unauthorized", 1)
 		})
 		begin := "Authorization:NTLM TlRMTVNTUAABxx"
-		require.Equal(t, "0", ask(t, tr, "GET", "http://a/", "", begin))
-		require.Equal(t, "2", ask(t, tr, "POST", "http://a/", "body", begin, "Expect:100-continue"))
+		require.Equal(t, "0", ask(t, tr, "http://a/", "", begin))
+		require.Equal(t, "2", ask(t, tr, "http://a/", "body", begin, "Expect:100-continue"))
 	})
 }
 
@@ -90,9 +92,9 @@ func TestIdentityNeedsHTTP1(t *testing.T) {
 			tr, err := New(append(opts, WithTLSConfig(&tls.Config{RootCAs: roots}))...)
 			require.NoError(t, err)
 			defer tr.Close()
-			require.True(t, strings.HasPrefix(ask(t, tr, "GET", srv.URL, ""), "HTTP/2.0 "))
-			first := ask(t, tr, "GET", srv.URL, "", "Authorization:Negotiate YIIalice")
-			second := ask(t, tr, "GET", srv.URL, "", "Authorization:Negotiate YIIalice")
+			require.True(t, strings.HasPrefix(ask(t, tr, srv.URL, ""), "HTTP/2.0 "))
+			first := ask(t, tr, srv.URL, "", "Authorization:Negotiate YIIalice")
+			second := ask(t, tr, srv.URL, "", "Authorization:Negotiate YIIalice")
 			require.True(t, strings.HasPrefix(first, "HTTP/1.1 "), first)
 			require.Equal(t, name == "a user", first == second)
 		})

@@ -196,6 +196,8 @@ type stream struct {
 	c     *conn
 	start time.Time
 	lease lease
+	// proven: the connection had brought an answer before.
+	proven bool
 	// ctx is of the request on this connection; end ends it, with the cause.
 	ctx  context.Context //nolint:containedctx // see above
 	end  context.CancelCauseFunc
@@ -217,7 +219,7 @@ type stream struct {
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
 	cl.watchCancel()
-	s := &stream{h: h, cl: cl, c: c, start: now, lease: h.t.pool.lease(c)}
+	s := &stream{h: h, cl: cl, c: c, start: now, lease: h.t.pool.lease(c), proven: h.answered.Load()}
 	s.received, s.wrote = h.sock.received.Load(), c.sc.BytesWritten()
 	if cl.last != CloseNone {
 		h.t.perform(h.t.pool.retire(c, cl.last)) // nobody else may begin on it
@@ -546,7 +548,7 @@ const (
 func (s *stream) error(phase Phase, err error) *Error {
 	l := s.lease
 	e := &Error{
-		Phase: phase, Host: s.cl.key.String(), RemoteAddr: remote(s.c.nc), Reused: l.served > 0 || l.wasIdle,
+		Phase: phase, Host: s.cl.key.String(), RemoteAddr: remote(s.c.nc), Reused: s.proven || l.wasIdle,
 		Age: s.start.Sub(s.c.dialedAt), Served: l.served, BytesWritten: s.c.sc.BytesWritten() - s.wrote,
 		BytesRead: s.h.sock.received.Load() - s.received, Err: err,
 	}

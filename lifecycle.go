@@ -82,6 +82,8 @@ func (p *pool) closed(c *conn) (do todo) {
 func (p *pool) detach(c *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	c.users--
+	p.countReuseLocked(c)
 	p.moveLocked(c, stateDetached)
 	delete(p.watched, c.id)
 	p.unscheduleLocked(c)

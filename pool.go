@@ -172,6 +172,7 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 		p.leaveLocked(w, now)
 		return got, do, ErrTooManyWaiters
 	}
+	p.makeRoomLocked(w, &do)
 	return acquired{w: w}, do, nil
 }
 
@@ -247,7 +248,6 @@ func (p *pool) takeIdleLocked(h *host, now time.Time, do *todo) *conn {
 
 // lendLocked gives c, which is leased, one more user.
 func (p *pool) lendLocked(c *conn) {
-	p.countReuseLocked(c, 1)
 	c.served++
 	c.users++
 	p.shareLocked(c)
@@ -275,10 +275,13 @@ func (p *pool) retireLocked(c *conn, reason CloseReason) {
 	p.shareLocked(c)
 }
 
-func (p *pool) countReuseLocked(c *conn, n uint64) {
-	if c.served > 0 {
-		p.all.Reuses += n
-		c.host.Reuses += n
+// countReuseLocked counts a use of c, which is over, unless it was the first one.
+// It is not known before whether there is a use: a waiter may have left, the
+// connection may be dead.
+func (p *pool) countReuseLocked(c *conn) {
+	if c.served-int(c.users) > 1 {
+		p.all.Reuses++
+		c.host.Reuses++
 	}
 }
 
@@ -293,6 +296,9 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		p.endRequestLocked()
 	}
 	c.users--
+	if v.reason != CloseStale {
+		p.countReuseLocked(c)
+	}
 	if v.reason != CloseNone {
 		p.retireLocked(c, v.reason)
 		if c.users == 0 {

@@ -37,7 +37,8 @@ type HostStats struct {
 type Counters struct {
 	// Requests counts calls of RoundTrip that asked for a connection.
 	Requests uint64
-	// Reuses counts attempts on a connection that had served before.
+	// Reuses counts attempts on a connection that had served before, when they
+	// are over. One that found it dead before anything was written is none.
 	Reuses uint64
 	// Dials counts dials that were started, DialErrors those that failed or
 	// were given up because nobody waited any more.

@@ -99,8 +99,8 @@ func ResponseHeaderTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("ResponseHeaderTimeout", toResponseHeader, d)
 }
 
-// ExpectContinueTimeout replaces WithExpectContinueTimeout for a request.
-// 0 means not to wait. It has no effect over HTTP/2.
+// ExpectContinueTimeout replaces WithExpectContinueTimeout for a request over
+// HTTP/1. 0 means not to wait.
 func ExpectContinueTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("ExpectContinueTimeout", toExpectContinue, d)
 }
@@ -110,8 +110,8 @@ func BodyReadTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("BodyReadTimeout", toBodyRead, d)
 }
 
-// WriteTimeout replaces WithWriteTimeout for a request. 0 means no limit. It has
-// no effect over HTTP/2.
+// WriteTimeout replaces WithWriteTimeout for a request over HTTP/1. 0 means no
+// limit. An HTTP/2 connection is shared, and has one limit for all.
 func WriteTimeout(d time.Duration) RequestOption {
 	return replaceTimeout("WriteTimeout", toWrite, d)
 }

@@ -65,6 +65,11 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 	p.all.Waits++
 	h.Waits++
 	p.fillLocked(h, do)
+}
+
+// makeRoomLocked evicts an idle connection if w needs its slot.
+func (p *pool) makeRoomLocked(w *waiter, do *todo) {
+	h := w.host
 	if !w.starving() {
 		return
 	}
@@ -225,7 +230,6 @@ func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
 	if g := <-w.ready; g.c != nil { // it was not used after all
 		g.c.users--
 		g.c.served--
-		p.countReuseLocked(g.c, ^uint64(0))
 		p.putLocked(g.c, now, &do)
 	}
 	return false, do
