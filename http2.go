@@ -528,8 +528,8 @@ func (s *stream) listen(e *Error) {
 	if !e.Timeout() || h.sock.received.Load() != s.received {
 		return
 	}
-	h.sock.silent.Store(true)
 	h.t.pool.silent(s.c)
+	h.sock.silent.Store(true) // not before: the pool would hear of the answer first
 	patience := min(max(4*s.c.rtt, minPingWait), maxPingWait)
 	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c) }) })
 	if h.sock.received.Load() != s.received && h.sock.silent.Swap(false) {

@@ -151,7 +151,7 @@ func TestHTTP2Timeouts(t *testing.T) {
 				if tt.body == nil || errors.Is(tt.body, ErrBodyReadTimeout) {
 					require.NoError(t, do("/drip"), "bytes come all the time")
 				}
-				require.Equal(t, 1, w.Dials(), "the connection lives")
+				require.Equal(t, 1, w.Dials(), "the connection lives: %+v", w.tr.Stats())
 				require.Zero(t, w.tr.Stats().Retries)
 			}, opts...)
 		})
