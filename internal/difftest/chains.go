@@ -137,7 +137,7 @@ func traces() []Scenario {
 		}},
 		{Name: "trace keep-alives disabled", Setup: func(tr *http.Transport, _ *Server) { tr.DisableKeepAlives = true }, Run: func(c *Client) {
 			c.doTraced(c.Request("GET", "/", nil))
-		}},
+		}, Differs: notTold()},
 		{Name: "trace stale connection", Serve: swallow, Run: func(c *Client) {
 			c.doTraced(c.Request("GET", "/", nil))
 			c.doTraced(c.Request("GET", "/", nil))
