@@ -255,8 +255,12 @@ func (s *stream) request() *http.Request {
 	case cl.body != nil:
 		s.sent = &streamedBody{body: cl.body, done: make(chan struct{})}
 		req.Body, req.ContentLength = s.sent, cl.length
+		if n := cl.req.ContentLength; n > 0 {
+			req.ContentLength = n // chunks were asked for, and there are none
+		}
 	default:
 		req.Body, req.ContentLength = nil, 0
+		req.Trailer = nil // net/http would never end the stream
 	}
 	return req
 }

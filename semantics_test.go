@@ -322,3 +322,25 @@ func TestUnixSocket(t *testing.T) {
 	require.NoError(t, streamed(srv.URL, "again").own(t.Context(), tr))
 	require.Equal(t, 2, srv.Accepted())
 }
+
+// TestTrailerWithoutBody: a request that has no body has no trailer either.
+// With net/http it never ends over HTTP/2.
+func TestTrailerWithoutBody(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Proto)
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	tr := open(t, keepalive.WithTLSConfig(insecure()))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL, nil)
+	require.NoError(t, err)
+	req.Trailer = http.Header{"X-A": {"1"}}
+	resp, err := tr.RoundTrip(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "HTTP/2.0", string(body))
+	require.Equal(t, http.Header{"X-A": {"1"}}, req.Trailer)
+}

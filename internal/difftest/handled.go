@@ -77,9 +77,6 @@ func askedBodies() []Scenario {
 			te := func(r *http.Request) { r.TransferEncoding = []string{"chunked"} }
 			c.Do(c.Request("POST", "/", NewBody(reader(5)), length(5), te))
 			c.Do(c.Request("POST", "/", reader(5), te))
-		}, DiffersHTTP2: []Difference{
-			{"[12] sent header", "*", "*", "there are no chunks in HTTP/2: net/http sends the length all the same"},
-			{"[12] sent length", "*", "*", "for the same reason"},
 		}},
 		{Name: "asked with a wrong length", Handle: sayOK, Run: func(c *Client) {
 			c.Do(c.Request("POST", "/short", NewBody(reader(5)), length(10)))
