@@ -31,6 +31,7 @@ type exchange struct {
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
 	begun    int64 // bytes of a body that went out with the head
+	cutShort bool  // writing the head failed
 	// unwatched: the request may be cancelled, and nobody listens yet: see
 	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by
 	// it, and may still be about to look at the exchange.
@@ -265,6 +266,7 @@ func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Ph
 // answered before it hung up, and that answer says more. It returns nil when
 // one has begun to arrive.
 func (ex *exchange) earlyAnswer(err error) error {
+	ex.cutShort = true
 	if isTimeout(err) {
 		return err
 	}
@@ -465,9 +467,9 @@ func (ex *exchange) alone() bool { return ex == &ex.cl.one && ex.sender == nil &
 func (ex *exchange) requestSent() bool {
 	if ex.sender == nil && ex.cl.body != nil {
 		ex.cl.body.close() // 100 Continue never came, or there is no tunnel
-		return ex.cl.tunnel
+		return ex.cl.tunnel && !ex.cutShort
 	}
-	return ex.sender.finish()
+	return ex.sender.finish() && !ex.cutShort
 }
 
 // judge asks reuse.go, and the user's strategy, about the answer.
