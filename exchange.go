@@ -180,10 +180,11 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	// What is written is made in the buffer for the answer, which is empty
 	// until all of it has been written.
 	head := cl.appendHead(ex.rd.Space()[:0], c)
+	mayWait := ex.mayWait(len(head))
 	if oneStep {
 		return ex.writeRead(head, fresh)
 	}
-	if len(head) > maxQuickHead {
+	if mayWait {
 		ex.watch()
 	}
 	head = ex.appendBegin(head)
@@ -226,8 +227,17 @@ func (ex *exchange) waitsForContinue() bool {
 }
 
 // maxQuickHead is the largest head that is written with nobody listening for the
-// end of the context: an idle socket's buffer takes it at once.
+// end of the context: the buffer of an idle socket takes it at once.
 const maxQuickHead = 4 << 10
+
+// mayWait reports whether writing a head of n bytes may wait for the peer: it is
+// a long one, or more than short heads went there before, which the peer may
+// have answered without reading it.
+func (ex *exchange) mayWait(n int) bool {
+	before, long := ex.c.loaded, n > maxQuickHead
+	ex.c.loaded = before || long || ex.cl.body != nil
+	return before || long
+}
 
 // writeRead is send and the first read in one step on a plain socket.
 func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
