@@ -64,7 +64,7 @@ func (b body) WriteTo(w io.Writer) (n int64, err error) {
 				return n, werr
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { //nolint:errorlint // a wrapped EOF is an error
 			return n, nil
 		}
 		if err != nil {

@@ -128,8 +128,9 @@ type conn struct {
 	checkable, watched bool
 	// shares: it may take several requests at a time. Set when it is dialed.
 	shares bool
-	// peer10: the peer answers in HTTP/1.0. The owner's.
-	peer10 bool
+	// peer10: the peer answers in HTTP/1.0. loaded: more than a short head was
+	// written, so the socket's buffer may not be empty. The owner's.
+	peer10, loaded bool
 
 	// Guarded by pool.mu.
 	wasIdle  bool // it has been idle before

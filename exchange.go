@@ -31,6 +31,7 @@ type exchange struct {
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
 	begun    int64 // bytes of a body that went out with the head
+	cutShort bool  // writing the head failed
 	// unwatched: the request may be cancelled, and nobody listens yet: see
 	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by
 	// it, and may still be about to look at the exchange.
@@ -179,10 +180,11 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	// What is written is made in the buffer for the answer, which is empty
 	// until all of it has been written.
 	head := cl.appendHead(ex.rd.Space()[:0], c)
+	mayWait := ex.mayWait(len(head))
 	if oneStep {
 		return ex.writeRead(head, fresh)
 	}
-	if len(head) > maxQuickHead {
+	if mayWait {
 		ex.watch()
 	}
 	head = ex.appendBegin(head)
@@ -225,8 +227,17 @@ func (ex *exchange) waitsForContinue() bool {
 }
 
 // maxQuickHead is the largest head that is written with nobody listening for the
-// end of the context: an idle socket's buffer takes it at once.
+// end of the context: the buffer of an idle socket takes it at once.
 const maxQuickHead = 4 << 10
+
+// mayWait reports whether writing a head of n bytes may wait for the peer: it is
+// a long one, or more than short heads went there before, which the peer may
+// have answered without reading it.
+func (ex *exchange) mayWait(n int) bool {
+	before, long := ex.c.loaded, n > maxQuickHead
+	ex.c.loaded = before || long || ex.cl.body != nil
+	return before || long
+}
 
 // writeRead is send and the first read in one step on a plain socket.
 func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
@@ -265,6 +276,7 @@ func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Ph
 // answered before it hung up, and that answer says more. It returns nil when
 // one has begun to arrive.
 func (ex *exchange) earlyAnswer(err error) error {
+	ex.cutShort = true
 	if isTimeout(err) {
 		return err
 	}
@@ -465,9 +477,9 @@ func (ex *exchange) alone() bool { return ex == &ex.cl.one && ex.sender == nil &
 func (ex *exchange) requestSent() bool {
 	if ex.sender == nil && ex.cl.body != nil {
 		ex.cl.body.close() // 100 Continue never came, or there is no tunnel
-		return ex.cl.tunnel
+		return ex.cl.tunnel && !ex.cutShort
 	}
-	return ex.sender.finish()
+	return ex.sender.finish() && !ex.cutShort
 }
 
 // judge asks reuse.go, and the user's strategy, about the answer.

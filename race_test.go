@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -276,4 +277,18 @@ func TestLateCancelsHitNobody(t *testing.T) {
 	})
 	t.Logf("%d canceled in time, %d connections", canceled.Load(), tr.Stats().Opened)
 	require.Zero(t, tr.Stats().InUse)
+}
+
+// TestHandlerComesAfterTheRequest: what the client did before a request, the
+// handler may see, and the other way round, as with net/http: the race detector
+// must not accuse tests that share a variable with their httptest.Server.
+func TestHandlerComesAfterTheRequest(t *testing.T) {
+	var asked, seen int
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { seen = asked }))
+	defer srv.Close()
+	tr := open(t)
+	for asked = range 5 {
+		require.NoError(t, question{method: http.MethodGet, url: srv.URL}.own(t.Context(), tr))
+		require.Equal(t, asked, seen)
+	}
 }

@@ -75,7 +75,7 @@ func (b *requestBody) probe(cl *call) error {
 	switch {
 	case len(b.first) > 0:
 		return nil
-	case errors.Is(b.firstErr, io.EOF):
+	case b.firstErr == io.EOF: //nolint:errorlint // a wrapped EOF is an error of the body's
 		cl.length = 0
 		cl.dropBody()
 		return nil
@@ -131,8 +131,10 @@ func (s *sender) run() {
 	s.body.close()
 	s.err = err
 	ex := s.ex
-	if t := ex.cl.trace; t != nil && t.WroteRequest != nil && !s.stopped.Load() {
-		t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
+	if !s.stopped.Load() { // else the call may be at another attempt
+		if t := ex.cl.trace; t != nil && t.WroteRequest != nil {
+			t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
+		}
 	}
 	close(s.done)
 	switch {
@@ -192,9 +194,9 @@ func (s *sender) sendLength(buf []byte) error {
 		switch {
 		case sent+int64(n) > want:
 			return s.fail(&marked{bodyLengthText(want, sent+int64(n)) + " or more", []error{ErrRequestBody}})
-		case err != nil && errors.Is(err, io.EOF) && sent+int64(n) < want:
+		case err == io.EOF && sent+int64(n) < want: //nolint:errorlint // see sendChunks
 			return s.fail(&marked{bodyLengthText(want, sent+int64(n)), []error{ErrRequestBody, io.ErrUnexpectedEOF}})
-		case err != nil && !errors.Is(err, io.EOF):
+		case err != nil && err != io.EOF: //nolint:errorlint // see sendChunks
 			return s.fail(bodyError(err))
 		}
 		sent += int64(n)
@@ -218,7 +220,9 @@ func (s *sender) sendChunks(buf []byte) error {
 				return werr
 			}
 		}
-		if errors.Is(err, io.EOF) {
+		// Only the bare EOF is an end: one that is wrapped tells of another
+		// stream, and the server must not take what it has for the whole.
+		if err == io.EOF { //nolint:errorlint // see above
 			break
 		}
 		if err != nil {
@@ -245,7 +249,8 @@ func (s *sender) fail(err error) error {
 // finish ends the sender at the end of the exchange and reports whether the
 // whole body was sent. After it the user's body is closed and is not read any
 // more, unless its Read hangs and Close does not end it. No sender means that
-// everything was sent.
+// everything was sent. One that was stopped counts as not sent even if it was
+// quicker: the connection takes no more writes.
 func (s *sender) finish() (sent bool) {
 	if s == nil {
 		return true
@@ -253,7 +258,7 @@ func (s *sender) finish() (sent bool) {
 	if !s.waitFor(sentGrace) {
 		s.stop()
 	}
-	return s.isDone() && s.err == nil
+	return s.isDone() && s.err == nil && !s.stopped.Load()
 }
 
 // stopEarly ends the sender because nobody wants the rest of the body, unless

@@ -175,8 +175,8 @@ func (c *Conn) step(fd uintptr) bool {
 
 // stepWrite writes once; false means that all went out.
 //
-// Plain write(2), as package net does, so SIGPIPE is handled as for any other
-// connection of a Go program: the runtime ignores it on sockets.
+// Without MSG_NOSIGNAL, so SIGPIPE is handled as for any other connection of a
+// Go program: the runtime ignores it on sockets.
 func (c *Conn) stepWrite(fd uintptr) (done bool) {
 	if c.flags.Load()&flagWriteEnded != 0 {
 		c.errno = syscall.ECANCELED // settle makes it ErrInterrupted

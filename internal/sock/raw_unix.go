@@ -1,4 +1,4 @@
-//go:build darwin || dragonfly || freebsd || (linux && !amd64 && !arm64) || netbsd || openbsd
+//go:build darwin || dragonfly || freebsd || netbsd || openbsd || (linux && (race || msan || !(amd64 || arm64)))
 
 package sock
 
