@@ -145,8 +145,8 @@ func (s HostStats) plus(o HostStats) HostStats {
 	return s
 }
 
-// ReuseRate is the share of requests that found a connection that had served
-// before: 0 without requests.
+// ReuseRate is the number of attempts on connections that had served before,
+// for each request: 0 without requests, and above 1 only by retries.
 func (c Counters) ReuseRate() float64 {
 	if c.Requests == 0 {
 		return 0
