@@ -215,6 +215,8 @@ type stream struct {
 	closed   bool // by the user
 	bodyErr  error
 	unwatch  func() bool // ends the watch of ctx for the body; nil: none
+
+	closing sync.Once // of body
 }
 
 func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
@@ -552,7 +554,7 @@ const (
 func (s *stream) error(phase Phase, err error) *Error {
 	l := s.lease
 	e := &Error{
-		Phase: phase, Host: s.cl.key.String(), RemoteAddr: remote(s.c.nc), Reused: s.proven || l.wasIdle,
+		Phase: phase, Host: s.cl.hostName(), RemoteAddr: remote(s.c.nc), Reused: s.proven || l.wasIdle,
 		Age: s.start.Sub(s.c.dialedAt), Served: l.served, BytesWritten: s.c.sc.BytesWritten() - s.wrote,
 		BytesRead: s.h.sock.received.Load() - s.received, Err: err,
 	}
@@ -623,9 +625,24 @@ func (s *stream) failBody(err error) error {
 	}
 	err = s.bodyErr
 	s.mu.Unlock()
+	s.closeBody()
 	s.listen(e)
 	s.finish()
 	return err
+}
+
+// closeBody closes net/http's body, once: what has come and was not read gives
+// its place in the connection's window back, and a second time it would give it
+// once more. ended is closed when that is done; nil: another call does it.
+func (s *stream) closeBody() (ended chan struct{}) {
+	s.closing.Do(func() {
+		ended = make(chan struct{})
+		s.h.t.tasks.run(func() {
+			defer close(ended)
+			_ = s.body.Close()
+		})
+	})
+	return ended
 }
 
 // Close ends the body: the peer is told not to send the rest. It does not wait
@@ -640,15 +657,10 @@ func (b streamBody) Close() error {
 		return nil
 	}
 	s.endOwn() // so that the next does not wait for more than a write under way
-	ended := make(chan struct{})
-	s.h.t.tasks.run(func() {
-		defer close(ended)
-		_ = s.body.Close()
-	})
 	timer := time.NewTimer(stuckGrace)
 	defer timer.Stop()
 	select {
-	case <-ended:
+	case <-s.closeBody():
 	case <-timer.C:
 	}
 	if s.sent != nil {
