@@ -29,8 +29,12 @@ func (ex *exchange) cancel() {
 
 // endUnread ends a response body that was cut off, whether it is read or not:
 // the server, and whoever waits for the connection, must not have to wait for
-// the reader. A Read under way ends by itself.
+// the reader. A Read under way ends by itself. It may run in a goroutine of its
+// own, for which Close waits.
 func (ex *exchange) endUnread() {
+	t := ex.t
+	t.tasks.add(1)
+	defer t.tasks.add(-1)
 	ex.mu.Lock()
 	handedOver := ex.handedOver
 	ex.mu.Unlock()

@@ -133,3 +133,25 @@ func TestConnectRefused(t *testing.T) {
 	require.NoError(t, got.Body.Close())
 	require.Equal(t, 1, s.Accepted())
 }
+
+// TestUpgradeBeforeTheBody: a connection on which the request is still to be
+// sent cannot be the user's: its rest would come between (RFC 9110 section 7.8).
+func TestUpgradeBeforeTheBody(t *testing.T) {
+	s := faultserver.New(t, func(x *faultserver.Exchange) {
+		nc, _ := x.Take()
+		defer nc.Close()
+		_, _ = io.WriteString(nc, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = io.Copy(io.Discard, nc)
+	})
+	tr := open(t)
+	pr, pw := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL, pr)
+	require.NoError(t, err)
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "x")
+	_, err = tr.RoundTrip(req)
+	require.ErrorContains(t, err, "101 Switching Protocols before the request body was sent")
+	_, err = io.WriteString(pw, "z")
+	require.ErrorIs(t, err, io.ErrClosedPipe)
+	require.Equal(t, uint64(1), tr.Stats().Closed[keepalive.CloseRequestUnsent])
+}

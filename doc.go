@@ -71,8 +71,10 @@
 //	                     one means
 //	exchange.go          one request and its answer on one connection
 //	cancel.go            how its end reaches it from outside
-//	http2.go, frames.go  the same on an HTTP/2 connection
+//	http2.go             the same on an HTTP/2 connection
+//	http2socket.go       what the pool hears from there; frames.go: by which frames
 //	body.go, gzip.go     the answer's body, and the connection of a 101 or CONNECT
+//	identity.go          whose a connection is, if that counts (pure)
 //	reuse.go             may it be used again, and for how long (pure)
 //	retry.go             may the request be sent again (pure)
 //	timeout.go           the limits of one request; ContextWithOptions

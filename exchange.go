@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -428,11 +429,7 @@ func (ex *exchange) deliver(head wire.Head) (*http.Response, *outcome) {
 		// A tunnel: what the head says of a body means nothing (RFC 9110 section
 		// 9.3.6).
 		resp.ContentLength, resp.TransferEncoding = -1, nil
-		if !ex.cl.tunnel {
-			ex.requestSent()
-		}
-		ex.cl.tunnelTo(ex.handToUser(resp))
-		return resp, nil
+		return ex.handToUser(resp)
 	}
 	c.peer10 = !resp.ProtoAtLeast(1, 1)
 	now := time.Now()
@@ -501,13 +498,16 @@ func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
 		err := &wire.MalformedError{Reason: "101 Switching Protocols, but the request had no Upgrade field"}
 		return nil, ex.fail(PhaseHeader, err)
 	}
-	ex.requestSent()
-	ex.handToUser(resp)
-	return resp, nil
+	return ex.handToUser(resp)
 }
 
-// handToUser makes the connection the body of resp: it is the user's now.
-func (ex *exchange) handToUser(resp *http.Response) *upgraded {
+// handToUser makes the connection the body of resp: it is the user's now. That
+// takes a request which has been sent: the rest of it would come between.
+func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
+	if !ex.cl.tunnel && !ex.requestSent() {
+		err := fmt.Errorf("%s before the request body was sent", resp.Status)
+		return nil, ex.failFor(PhaseHeader, err, CloseRequestUnsent)
+	}
 	ex.mu.Lock()
 	ex.released = true
 	if ex.armed && !ex.interrupted {
@@ -520,7 +520,8 @@ func (ex *exchange) handToUser(resp *http.Response) *upgraded {
 	resp.Body = u
 	ex.t.detach(ex.c)
 	ex.cl.finish()
-	return u
+	ex.cl.tunnelTo(u)
+	return resp, nil
 }
 
 // finish gives the connection back; nothing of the exchange touches it after.

@@ -69,125 +69,6 @@ func (t *Transport) speakHTTP2(ctx context.Context, c *conn) error {
 
 func (h *http2) close(*conn) { _ = h.cc.Close() }
 
-// http2Socket is the net.Conn that a ClientConn reads and writes. It hears what
-// a ClientConn does not tell.
-type http2Socket struct {
-	net.Conn
-	t *Transport
-	c *conn
-	// Of the one goroutine that reads. told is the limit that the pool knows.
-	frames   frames
-	told     int
-	received atomic.Int64
-	// silent: the pool is to be told when the peer is heard next.
-	silent atomic.Bool
-
-	mu      sync.Mutex
-	settled bool
-	timer   *time.Timer // until settled
-	closed  bool
-	err     error // the first of a read or write before that: the connection is lost
-}
-
-// settleWait is how long the first word of the peer may take before a
-// connection is taken to allow initialStreams.
-const settleWait = time.Second
-
-func newHTTP2Socket(t *Transport, c *conn) *http2Socket {
-	s := &http2Socket{Conn: c.nc, t: t, c: c, told: initialStreams}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(settleWait, s.settle)
-	return s
-}
-
-// Read passes on to the pool what the peer says: at once that it takes less, and
-// that it takes more when the ClientConn knows, which it does when it asks for
-// what follows.
-func (s *http2Socket) Read(p []byte) (int, error) {
-	s.tell()
-	n, err := s.Conn.Read(p)
-	s.frames.feed(p[:n])
-	s.received.Add(int64(n))
-	if s.frames.goAway || s.frames.limit < s.told {
-		s.tell()
-	}
-	if s.frames.http1 {
-		s.lost(errAnswersHTTP1)
-	}
-	if err != nil {
-		s.lost(err)
-	}
-	if n > 0 && s.silent.Load() && s.silent.Swap(false) {
-		s.t.act(func() todo { return s.t.pool.heard(s.c, time.Now()) })
-	}
-	return n, err
-}
-
-var errAnswersHTTP1 = errors.New("the server answers in HTTP/1")
-
-// tell tells the pool what is new.
-func (s *http2Socket) tell() {
-	if !s.frames.news {
-		return
-	}
-	s.frames.news = false
-	s.told = s.frames.limit
-	s.t.act(func() todo { return s.t.pool.said(s.c, s.frames.limit, s.frames.goAway, time.Now()) })
-	s.settle()
-}
-
-// Write writes to the connection.
-func (s *http2Socket) Write(p []byte) (int, error) {
-	n, err := s.Conn.Write(p)
-	if err != nil {
-		s.lost(err)
-	}
-	return n, err
-}
-
-// lost notes that the connection is of no more use.
-func (s *http2Socket) lost(err error) {
-	s.mu.Lock()
-	if s.err == nil && !s.closed {
-		s.err = err
-	}
-	s.mu.Unlock()
-	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
-	s.settle()
-}
-
-// failure returns why the connection was lost, nil if it was not, or was by our
-// own doing.
-func (s *http2Socket) failure() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.err
-}
-
-func (s *http2Socket) settle() {
-	s.mu.Lock()
-	first := !s.settled
-	s.settled = true
-	s.timer.Stop()
-	s.mu.Unlock()
-	if first {
-		s.t.act(func() todo { return s.t.pool.settled(s.c) })
-	}
-}
-
-// Close closes the connection. TLS's close_notify is sent if there is room for
-// it.
-func (s *http2Socket) Close() error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
-	s.t.act(func() todo { return s.t.pool.peerGone(s.c, time.Now()) })
-	s.settle()
-	s.c.shutDown()
-	return nil
-}
-
 // stream is one request and its answer on an HTTP/2 connection. When a response
 // has been returned it lives on as its body.
 type stream struct {
@@ -478,7 +359,7 @@ func (s *stream) fail(err error) *outcome {
 		out.final, out.err.Err = true, named(err)
 	default:
 		v = drop(CloseReadError)
-		out.err.Err = s.lost(err, out.err.Reused)
+		out.err.Err = s.lost(err, out.err.Reused, false)
 	}
 	s.listen(out.err)
 	s.giveBack(v, false)
@@ -493,7 +374,7 @@ func (s *stream) notTaken(out *outcome, err error) {
 		out.final, out.err.Err = true, failure // as it will be the next time
 		return
 	}
-	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false)
+	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false, false)
 	if out.refused = true; s.h.answered.Load() {
 		out.stale = true
 		s.h.t.pool.noteStale(s.c.host)
@@ -501,8 +382,12 @@ func (s *stream) notTaken(out *outcome, err error) {
 }
 
 // lost names the cause of the end of the connection, of which net/http says err.
-func (s *stream) lost(err error, reused bool) error {
+// within: an answer had begun.
+func (s *stream) lost(err error, reused, within bool) error {
 	failure := s.h.sock.failure()
+	if within && errors.Is(failure, io.EOF) {
+		failure = io.ErrUnexpectedEOF
+	}
 	switch {
 	case failure == nil || isEnd(err):
 		return endError(err, reused, false)
@@ -537,7 +422,7 @@ func (s *stream) listen(e *Error) {
 	h.t.pool.silent(s.c)
 	h.sock.silent.Store(true) // not before: the pool would hear of the answer first
 	patience := min(max(4*s.c.rtt, minPingWait), maxPingWait)
-	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c) }) })
+	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c, time.Now()) }) })
 	if h.sock.received.Load() != s.received && h.sock.silent.Swap(false) {
 		h.t.act(func() todo { return h.t.pool.heard(s.c, time.Now()) })
 	}
@@ -617,7 +502,7 @@ func (s *stream) failBody(err error) error {
 	case isStreamError(err), s.h.cc.Err() == nil:
 		e.Err = named(err)
 	default:
-		e.Err = s.lost(err, false)
+		e.Err = s.lost(err, false, true)
 	}
 	s.mu.Lock()
 	if s.bodyErr == nil { // endUnread and a Read may both be here
@@ -653,7 +538,11 @@ func (b streamBody) Close() error {
 	closed, over := s.closed, s.over
 	s.closed = true
 	s.mu.Unlock()
-	if closed || over {
+	switch {
+	case closed:
+		return nil
+	case over:
+		s.closeBody() // gzip may have left something
 		return nil
 	}
 	s.endOwn() // so that the next does not wait for more than a write under way

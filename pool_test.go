@@ -377,7 +377,7 @@ func (b *bench) shareStep(op byte, c *conn, n int) {
 	}
 	switch op {
 	case 250:
-		b.take(b.p.settled(c))
+		b.take(b.p.settled(c, b.now))
 	case 251, 252:
 		b.take(b.p.said(c, n, n == 15, b.now))
 	case 253:
@@ -398,7 +398,7 @@ func (b *bench) settleAll() (did bool) {
 	for _, c := range b.conns {
 		if c.settling || c.silent && c.state == stateIdle {
 			did = true
-			b.take(b.p.settled(c))
+			b.take(b.p.settled(c, b.now))
 			b.take(b.p.heard(c, b.now))
 		}
 	}
@@ -544,7 +544,7 @@ func TestPoolStrictLimitCountsWhatServes(t *testing.T) {
 			b.dials, b.conns = nil, append(b.conns, c)
 			b.take(b.p.dialed(d, c, nil, b.now))
 			b.take(b.p.said(c, 3, false, b.now))
-			b.take(b.p.settled(c))
+			b.take(b.p.settled(c, b.now))
 			require.Len(t, b.leased, 3)
 			require.Empty(t, b.dials, "strict")
 			end(b, c)

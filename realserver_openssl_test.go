@@ -21,10 +21,7 @@ import (
 // TestKeyUpdates: OpenSSL changes its keys while the connection is idle, and
 // asks us to do so too.
 func TestKeyUpdates(t *testing.T) {
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		t.Skip("openssl is not installed")
-	}
+	path := program(t, "openssl")
 	dir, addr := t.TempDir(), freeAddrs(t, 1)[0]
 	roots := writeCert(t, dir)
 	// What is written to its standard input goes to the client, but for lines

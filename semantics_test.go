@@ -2,6 +2,7 @@ package keepalive_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -343,4 +344,32 @@ func TestTrailerWithoutBody(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "HTTP/2.0", string(body))
 	require.Equal(t, http.Header{"X-A": {"1"}}, req.Trailer)
+}
+
+// TestHTTP2OnAConnOfTheUser: HTTP/2 needs no *tls.Conn, only a connection that
+// says what was negotiated.
+func TestHTTP2OnAConnOfTheUser(t *testing.T) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.Proto)
+	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
+	defer srv.Close()
+	cfg := insecure()
+	cfg.NextProtos = []string{"h2"}
+	tr := open(t, keepalive.WithDialTLSContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		nc, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		tc, _ := nc.(*tls.Conn)
+		return struct{ *tls.Conn }{tc}, nil
+	}))
+	resp, err := tr.Client().Get(srv.URL)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, "HTTP/2.0", string(body))
+	require.NotNil(t, resp.TLS)
 }

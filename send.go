@@ -240,9 +240,7 @@ func (s *sender) sendChunks(buf []byte) error {
 }
 
 func (s *sender) fail(err error) error {
-	if !errors.Is(err, errStopped) {
-		s.bodyErr = true
-	}
+	s.bodyErr = !s.stopped.Load() // a body that we closed fails for that
 	return err
 }
 

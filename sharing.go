@@ -121,12 +121,12 @@ func (p *pool) offerLocked(c *conn, now time.Time, do *todo) {
 
 // settled notes that what c takes is known as far as it will be: if that is not
 // enough for those who wait, more connections are dialed.
-func (p *pool) settled(c *conn) (do todo) {
+func (p *pool) settled(c *conn, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if h := c.host; h != nil && c.settling && !c.silent && !h.told {
 		c.capacity = initialStreams // it has said nothing
-		p.offerLocked(c, time.Now(), &do)
+		p.offerLocked(c, now, &do)
 		p.shareLocked(c)
 	}
 	p.settledLocked(c, &do)

@@ -31,7 +31,7 @@ func TestPoolPeerThatTakesNothingYet(t *testing.T) {
 		c := &conn{checkable: true, shares: true, capacity: initialStreams, settling: true}
 		b.conns = append(b.conns, c)
 		b.take(b.p.said(c, 0, false, b.now))
-		b.take(b.p.settled(c))
+		b.take(b.p.settled(c, b.now))
 		b.take(b.p.dialed(d, c, nil, b.now))
 		for len(b.closing) > 0 {
 			b.closed(b.closing[0])

@@ -210,9 +210,9 @@ func (t *Transport) CloseIdleConnections() { t.performAll(t.pool.dropIdle(CloseI
 
 // Shutdown refuses new requests with ErrClosed, closes idle connections, and
 // waits for the requests under way: until their response bodies have been read
-// to the end or closed (WithDrainLimit included). It returns nil then, or the cause of ctx's end, when
-// the rest goes on; Close ends it. Connections handed over by 101 Switching
-// Protocols are not waited for.
+// to the end or closed (WithDrainLimit included). It returns nil then, or the
+// cause of ctx's end, when the rest goes on; Close ends it. Connections handed
+// over by 101 Switching Protocols or CONNECT are not waited for.
 func (t *Transport) Shutdown(ctx context.Context) error {
 	quiet, do := t.pool.drain()
 	t.performAll(do)
@@ -228,7 +228,7 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 
 // Close refuses new requests, cuts off those under way, which fail with
 // ErrClosed, closes all connections but those handed over by 101 Switching
-// Protocols, and returns when all goroutines of the Transport have ended; a
+// Protocols or CONNECT, and returns when all goroutines of the Transport have ended; a
 // user's Close, dial function or request body that hangs makes it wait. It
 // returns nil. Calling it again does nothing.
 func (t *Transport) Close() error {

@@ -83,24 +83,7 @@ func ended() (list []Scenario) {
 			_, _ = w.Write(text(4 << 20))
 		}, sayOK), Run: closing(100)},
 		Scenario{Name: "ended by Close while reading", Handle: firstThen(halfway, sayOK), Run: func(c *Client) {
-			name := c.next()
-			req := c.Request("GET", "/", nil)
-			resp := c.begin(req, name)
-			if resp == nil {
-				return
-			}
-			reading, done := make(chan struct{}), make(chan error)
-			go func() {
-				_, err := io.ReadFull(resp.Body, make([]byte, 4))
-				close(reading)
-				if err == nil {
-					_, err = io.ReadAll(resp.Body)
-				}
-				done <- err
-			}()
-			<-reading
-			c.Note(name("close error"), classes(resp.Body.Close()))
-			c.Note(name("read failed"), fmt.Sprint(<-done != nil))
+			closeWhileReading(c)
 			c.Get("/after")
 		}},
 		Scenario{Name: "ended before it began", Handle: sayOK, Run: func(c *Client) {

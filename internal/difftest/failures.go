@@ -57,26 +57,7 @@ func earlyCloses() (list []Scenario) {
 		Scenario{Name: "close unread large", Serve: answerOnce(large), Run: closeAfter(0)},
 		Scenario{Name: "close half read large", Serve: answerOnce(large), Run: closeAfter(100000)},
 		Scenario{Name: "close unread no body", Serve: answerOnce(sized("")), Run: closeAfter(0)},
-		Scenario{Name: "close while reading", Serve: half, Run: func(c *Client) {
-			name := c.next()
-			req := c.Request("GET", "/", nil)
-			resp := c.begin(req, name)
-			if resp == nil {
-				return
-			}
-			reading, done := make(chan struct{}), make(chan error)
-			go func() {
-				_, err := io.ReadFull(resp.Body, make([]byte, 4))
-				close(reading)
-				if err == nil {
-					_, err = io.ReadAll(resp.Body)
-				}
-				done <- err
-			}()
-			<-reading
-			c.Note(name("close error"), classes(resp.Body.Close()))
-			c.Note(name("read failed"), fmt.Sprint(<-done != nil))
-		}},
+		Scenario{Name: "close while reading", Serve: half, Run: closeWhileReading},
 	)
 }
 
@@ -420,4 +401,26 @@ func limits() []Scenario {
 			Setup: func(tr *http.Transport, _ *Server) { tr.MaxResponseHeaderBytes = 1000 },
 		},
 	}
+}
+
+// closeWhileReading closes a body of which some has been read, while another
+// read waits for more.
+func closeWhileReading(c *Client) {
+	name := c.next()
+	resp := c.begin(c.Request("GET", "/", nil), name)
+	if resp == nil {
+		return
+	}
+	reading, done := make(chan struct{}), make(chan error)
+	go func() {
+		_, err := io.ReadFull(resp.Body, make([]byte, 4))
+		close(reading)
+		if err == nil {
+			_, err = io.ReadAll(resp.Body)
+		}
+		done <- err
+	}()
+	<-reading
+	c.Note(name("close error"), classes(resp.Body.Close()))
+	c.Note(name("read failed"), fmt.Sprint(<-done != nil))
 }
