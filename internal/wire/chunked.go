@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// maxChunkLine bounds a chunk size line with its extensions, CRLF not
-	// counted; net/http has the same.
+	// maxChunkLine bounds a chunk size line with its extensions and the CR, the
+	// LF not counted; net/http has the same.
 	maxChunkLine = 4096
 	// maxChunkSurplus bounds what a body's chunk lines may have above the
 	// allowance of 16 bytes and twice the data for each chunk. One byte to a chunk
@@ -64,6 +64,10 @@ func (c *chunks) takeSize(data []byte, scan *blockScan) (n int, err error) {
 	}
 	n = scan.pos + i + 1
 	line := data[:n-1]
+	// First, as it would be said if the end of the line had not arrived.
+	if len(line) > maxChunkLine {
+		return 0, malformed("chunk size line too long")
+	}
 	// A bare LF, or a CR elsewhere, is where two parsers begin to differ
 	// (CVE-2025-22871).
 	switch cr := bytes.IndexByte(line, '\r'); {
@@ -73,9 +77,6 @@ func (c *chunks) takeSize(data []byte, scan *blockScan) (n int, err error) {
 		return 0, malformedAt("CR inside chunk size line", line)
 	}
 	line = line[:len(line)-1]
-	if len(line) >= maxChunkLine {
-		return 0, malformed("chunk size line too long")
-	}
 	size, ok := parseChunkSize(line)
 	if !ok {
 		return 0, malformedAt("chunk size line", line)
