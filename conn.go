@@ -94,6 +94,8 @@ type conn struct {
 	sc  *sock.Conn // what we dialed, with a look at its socket
 	nc  net.Conn   // what HTTP is spoken over: sc, or TLS on it
 	tls *tls.ConnectionState
+	// records is what lies between TLS and sc; nil: nothing.
+	records *sock.Records
 	protocol
 	host *host
 	id   uint64 // unique in its Transport, the watcher's token
@@ -253,7 +255,33 @@ func (c *conn) probe() CloseReason {
 	var b [1]byte
 	c.sc.SetNonblock(true)
 	defer c.sc.SetNonblock(false)
-	return heard(c.nc.Read(b[:]))
+	reason := heard(c.nc.Read(b[:]))
+	if reason == CloseNone && c.records != nil && c.records.Within() {
+		return CloseProtocolError
+	}
+	return reason
+}
+
+// canWriteRead reports whether writeRead works on c.
+func (c *conn) canWriteRead() bool {
+	return c.sc.Direct() && (c.nc == net.Conn(c.sc) || c.records != nil)
+}
+
+// writeRead is WriteRead of the socket, through TLS if there is TLS on it.
+func (c *conn) writeRead(p, buf []byte, fresh bool) sock.WriteReadResult {
+	if c.records != nil {
+		return c.records.WriteReadOver(c.nc, p, buf, fresh)
+	}
+	return c.sc.WriteRead(p, buf, fresh)
+}
+
+// writeRest writes what of p a writeRead has not written, and waits for that.
+func (c *conn) writeRest(p []byte, wrote int) error {
+	if c.records != nil {
+		return c.records.Flush()
+	}
+	_, err := c.nc.Write(p[wrote:])
+	return err
 }
 
 // probeUntil is probe with a deadline.

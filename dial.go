@@ -184,7 +184,13 @@ func (d *dialer) startTLS(ctx context.Context, c *conn, h hop, cfg *tls.Config) 
 		cfg = cfg.Clone()
 		cfg.ServerName = h.host
 	}
-	tc := tls.Client(c.nc, cfg)
+	below := c.nc
+	c.records = nil
+	if c.sc.Direct() && below == net.Conn(c.sc) { // not for TLS within TLS
+		c.records = sock.NewRecords(c.sc)
+		below = c.records
+	}
+	tc := tls.Client(below, cfg)
 	if err := d.handshake(ctx, h, tc); err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -165,12 +164,12 @@ func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
 }
 
 // send writes what goes out in the first turn: the head, and a small body with
-// it. Where the socket allows, the look for a stale connection, the write and
-// the first read are one step. It starts the sender of a larger body. stale
+// it. On our own socket the look for a stale connection, the write and the first
+// read are one step. It starts the sender of a larger body. stale
 // says why the connection is of no use; nothing was written then.
 func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
-	oneStep := c.nc == net.Conn(c.sc) && c.sc.Direct() && cl.body == nil && cl.trace == nil
+	oneStep := c.canWriteRead() && cl.body == nil && cl.trace == nil
 	if !oneStep && !fresh {
 		if stale = c.check(); stale != CloseNone {
 			return stale, PhaseWrite, nil
@@ -240,16 +239,16 @@ func (ex *exchange) mayWait(n int) bool {
 	return before || long
 }
 
-// writeRead is send and the first read in one step on a plain socket.
+// writeRead is send and the first read in one step, on our own socket.
 func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
 	ex.setHeaderDeadline(ex.cl.limit.responseHeader, ErrResponseHeaderTimeout)
 	ex.watchSoon()
-	r := ex.c.sc.WriteRead(p, ex.rd.Space(), fresh)
+	r := ex.c.writeRead(p, ex.rd.Space(), fresh)
 	if ex.watchNow(r.Err) {
 		if r.Wrote == len(p) {
 			return CloseNone, PhaseHeader, nil
 		}
-		r = ex.c.sc.WriteRead(p, ex.rd.Space(), fresh) // it had not begun
+		r = ex.c.writeRead(p, ex.rd.Space(), fresh) // it had not begun
 	}
 	switch {
 	case r.Stale && r.Found == sock.Readable:
@@ -267,7 +266,7 @@ func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Ph
 		return CloseNone, PhaseHeader, nil
 	}
 	ex.watch()
-	if _, err := ex.c.nc.Write(p[r.Wrote:]); err != nil {
+	if err := ex.c.writeRest(p, r.Wrote); err != nil {
 		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
 	}
 	return CloseNone, PhaseHeader, nil

@@ -65,11 +65,12 @@ func tlsConfigs(t *testing.T) (client, server *tls.Config) {
 // tlsEnds is what tlsPair makes.
 type tlsEnds struct {
 	c              *Conn
+	r              *Records
 	client, server *tls.Conn
 	open           func() // lets the server go on
 }
 
-// tlsPair is a TLS client over a Conn, after its handshake. The server has not
+// tlsPair is a TLS client over Records, after its handshake. The server has not
 // sent its tickets: that takes the client's last flight, which is held back
 // until open is called.
 func tlsPair(t *testing.T) tlsEnds {
@@ -80,11 +81,12 @@ func tlsPair(t *testing.T) tlsEnds {
 	server := tls.Server(gated, serverConfig)
 	done := make(chan error, 1)
 	go func() { done <- server.Handshake() }()
-	client := tls.Client(c, clientConfig)
+	r := NewRecords(c)
+	client := tls.Client(r, clientConfig)
 	require.NoError(t, c.SetDeadline(time.Now().Add(patience)))
 	require.NoError(t, client.Handshake())
 	require.NoError(t, c.SetDeadline(time.Time{}))
-	return tlsEnds{c, client, server, func() {
+	return tlsEnds{c, r, client, server, func() {
 		t.Helper()
 		close(gated.gate)
 		require.NoError(t, receive(t, done))
@@ -167,6 +169,7 @@ func TestTLSProbeHalfRecord(t *testing.T) {
 		await(t, c, Readable)
 		_, err = probe(t, c, client)
 		requireTimeout(t, err)
+		require.True(t, ends.r.Within())
 	}
 	_, err = raw.Write(record[len(record)-1:])
 	require.NoError(t, err)
@@ -174,6 +177,7 @@ func TestTLSProbeHalfRecord(t *testing.T) {
 	got, err := probe(t, c, client)
 	require.NoError(t, err)
 	require.Equal(t, "whole", got)
+	require.False(t, ends.r.Within())
 }
 
 // recordOf returns the bytes that server would send for s, unsent.
