@@ -182,7 +182,7 @@ func (cl *call) abort(err error) error {
 // gotConn describes c to the trace.
 func (l lease) gotConn(c *conn) httptrace.GotConnInfo {
 	info := httptrace.GotConnInfo{Conn: c.nc, Reused: l.served > 0, WasIdle: l.wasIdle && l.idleFor > 0}
-	if c.nc == net.Conn(c.sc) {
+	if c.nc == net.Conn(&c.sc) {
 		info.Conn = c.sc.NetConn()
 	}
 	if info.WasIdle {

@@ -87,15 +87,13 @@ func mayBecome(from, to connState) bool {
 	return false
 }
 
-// conn is one persistent connection. Its fields are ordered to make it small:
-// it is most of what an idle connection costs.
+// conn is one persistent connection. It is most of what an idle one costs, which
+// is why it holds its sock.Conn itself, and why its size matters: see TestConnSize.
 type conn struct {
 	// Set when it is dialed; never changed.
-	sc  *sock.Conn // what we dialed, with a look at its socket
-	nc  net.Conn   // what HTTP is spoken over: sc, or TLS on it
+	sc  sock.Conn // what we dialed, with a look at its socket
+	nc  net.Conn  // what HTTP is spoken over: sc, or TLS on it
 	tls *tls.ConnectionState
-	// records is what lies between TLS and sc; nil: nothing.
-	records *sock.Records
 	protocol
 	host *host
 	id   uint64 // unique in its Transport, the watcher's token
@@ -202,7 +200,7 @@ func (c *conn) check() CloseReason {
 		return c.unpark()
 	}
 	if c.sc.Direct() {
-		if c.nc != net.Conn(c.sc) {
+		if c.nc != net.Conn(&c.sc) {
 			// TLS may have read ahead of us what the socket does not show any
 			// more, and has records that are no data: ask it, not the socket.
 			return c.probe()
@@ -256,29 +254,39 @@ func (c *conn) probe() CloseReason {
 	c.sc.SetNonblock(true)
 	defer c.sc.SetNonblock(false)
 	reason := heard(c.nc.Read(b[:]))
-	if reason == CloseNone && c.records != nil && c.records.Within() {
+	if r := c.records(); reason == CloseNone && r != nil && r.Within() {
 		return CloseProtocolError
 	}
 	return reason
 }
 
+// records returns what lies between TLS and our own socket, nil if that is not
+// how c is made.
+func (c *conn) records() *sock.Records {
+	if secure, ok := c.nc.(*tls.Conn); ok {
+		r, _ := secure.NetConn().(*sock.Records)
+		return r
+	}
+	return nil
+}
+
 // canWriteRead reports whether writeRead works on c.
 func (c *conn) canWriteRead() bool {
-	return c.sc.Direct() && (c.nc == net.Conn(c.sc) || c.records != nil)
+	return c.sc.Direct() && (c.nc == net.Conn(&c.sc) || c.records() != nil)
 }
 
 // writeRead is WriteRead of the socket, through TLS if there is TLS on it.
 func (c *conn) writeRead(p, buf []byte, fresh bool) sock.WriteReadResult {
-	if c.records != nil {
-		return c.records.WriteReadOver(c.nc, p, buf, fresh)
+	if r := c.records(); r != nil {
+		return r.WriteReadOver(c.nc, p, buf, fresh)
 	}
 	return c.sc.WriteRead(p, buf, fresh)
 }
 
 // writeRest writes what of p a writeRead has not written, and waits for that.
 func (c *conn) writeRest(p []byte, wrote int) error {
-	if c.records != nil {
-		return c.records.Flush()
+	if r := c.records(); r != nil {
+		return r.Flush()
 	}
 	_, err := c.nc.Write(p[wrote:])
 	return err

@@ -185,10 +185,8 @@ func (d *dialer) startTLS(ctx context.Context, c *conn, h hop, cfg *tls.Config) 
 		cfg.ServerName = h.host
 	}
 	below := c.nc
-	c.records = nil
-	if c.sc.Direct() && below == net.Conn(c.sc) { // not for TLS within TLS
-		c.records = sock.NewRecords(c.sc)
-		below = c.records
+	if c.sc.Direct() && below == net.Conn(&c.sc) { // not for TLS within TLS
+		below = sock.NewRecords(&c.sc)
 	}
 	tc := tls.Client(below, cfg)
 	if err := d.handshake(ctx, h, tc); err != nil {
@@ -202,9 +200,10 @@ func (d *dialer) startTLS(ctx context.Context, c *conn, h hop, cfg *tls.Config) 
 // newConn makes a connection of nc. TLS, and TLS within TLS, goes on top: the
 // socket below stays ours to look at.
 func newConn(nc net.Conn, rtt time.Duration) *conn {
-	sc := sock.New(nc)
-	c := &conn{sc: sc, nc: sc, rtt: rtt, protocol: http1{}, capacity: 1}
-	c.checkable = sc.HasSocket() || sc.SetReadDeadline(time.Time{}) == nil
+	c := &conn{rtt: rtt, protocol: http1{}, capacity: 1}
+	c.sc.Init(nc)
+	c.nc = &c.sc
+	c.checkable = c.sc.HasSocket() || c.sc.SetReadDeadline(time.Time{}) == nil
 	return c
 }
 

@@ -188,7 +188,7 @@ func writeTimeout(err error) error {
 func (ex *exchange) error(phase Phase, cause error) *Error {
 	c := ex.c
 	e := &Error{
-		Phase: phase, Host: ex.cl.hostName(), RemoteAddr: remote(c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
+		Phase: phase, Host: ex.cl.hostName(), RemoteAddr: remote(&c.sc), Reused: ex.reused, Age: ex.start.Sub(c.dialedAt),
 		Served: c.served - 1, BytesWritten: c.sc.BytesWritten() - ex.wrote0, BytesRead: ex.rd.Total(),
 		Attempts: ex.cl.attempt, Elapsed: time.Since(ex.cl.start), Err: cause,
 	}

@@ -418,9 +418,14 @@ func (cl *call) withoutExpect() {
 	cl.wire, cl.expect = &plain, false
 }
 
-// mayEnd reports whether the request can be cancelled.
+// mayEnd reports whether the request can be cancelled. Done is asked last: a
+// context makes its channel for who asks first.
 func (cl *call) mayEnd() bool {
-	return cl.ctx.Done() != nil || cl.req.Cancel != nil //nolint:staticcheck // SA1019: see watchCancel
+	if cl.req.Cancel != nil { //nolint:staticcheck // SA1019: see watchCancel
+		return true
+	}
+	_, limited := cl.ctx.Deadline()
+	return limited || cl.ctx.Done() != nil
 }
 
 // watchCancel makes cl.ctx end with the request's deprecated Cancel channel,

@@ -151,7 +151,7 @@ func (t *Transport) discard(c *conn) {
 
 func (t *Transport) unwatch(c *conn) {
 	if c.watched {
-		t.watcher.Remove(c.id)
+		t.watcher.Remove(&c.sc)
 	}
 }
 
@@ -176,7 +176,7 @@ func (t *Transport) dial(d *dial) {
 	// One that takes several requests at a time reads all the time.
 	if !c.shares && c.sc.HasSocket() && sock.Watchable() && !t.cfg.disableKeepAlives {
 		t.pool.watch(c)
-		c.watched = t.watcher.Add(c.sc, c.id) == nil
+		c.watched = t.watcher.Add(&c.sc, c.id) == nil
 	}
 	t.perform(t.pool.dialed(d, c, nil, time.Now()))
 }

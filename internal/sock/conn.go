@@ -110,13 +110,15 @@ const maxUnwrap = 8
 // at any time from any goroutine; BytesRead and BytesWritten too. The others
 // belong to the owner.
 type Conn struct {
-	// Set in New; never changed.
+	// Set in Init; never changed.
 	nc     net.Conn
 	raw    syscall.RawConn // nil: no socket
 	direct bool
 
 	// watching: a Write is being watched for progress. Guarded by mu.
 	watching bool
+	// watched: the peer's end is reported. Guarded by the Watcher's mu.
+	watched bool
 
 	// inflight counts Reads and Writes under way; only when not direct.
 	inflight atomic.Int32
@@ -131,21 +133,26 @@ type Conn struct {
 
 	bytesRead    atomic.Int64
 	bytesWritten atomic.Int64
-
-	platform // what only a platform with socket access needs
 }
 
 var _ net.Conn = (*Conn)(nil)
 
-// New wraps nc. If nc is exactly a *net.TCPConn or *net.UnixConn, the result
-// is Direct: reads and writes may go to the socket itself. Otherwise a socket
-// is looked for below nc by its NetConn methods (as of *tls.Conn); such a
-// socket serves Peek and the Watcher only, never reading or writing.
-// SyscallConn is not asked of types other than these two.
+// New wraps nc: see Init.
 func New(nc net.Conn) *Conn {
-	c := &Conn{nc: nc}
+	c := new(Conn)
+	c.Init(nc)
+	return c
+}
+
+// Init makes c, which must be zero, wrap nc. If nc is exactly a *net.TCPConn or
+// *net.UnixConn, c is Direct: reads and writes may go to the socket itself.
+// Otherwise a socket is looked for below nc by its NetConn methods (as of
+// *tls.Conn); such a socket serves Peek and the Watcher only, never reading or
+// writing. SyscallConn is not asked of types other than these two.
+func (c *Conn) Init(nc net.Conn) {
+	c.nc = nc
 	if !haveSockets {
-		return c
+		return
 	}
 	for below, depth := nc, 0; below != nil && depth < maxUnwrap; depth++ {
 		if raw, ok := rawOf(below); ok {
@@ -158,10 +165,6 @@ func New(nc net.Conn) *Conn {
 		}
 		below = u.NetConn()
 	}
-	if c.raw != nil {
-		c.initPlatform()
-	}
-	return c
 }
 
 var _ interface{ NetConn() net.Conn } = (*tls.Conn)(nil)

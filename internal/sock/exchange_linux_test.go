@@ -10,18 +10,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
-
-// TestConnSize: an idle connection costs this; the two callbacks and the raw
-// connection are 16+16+8 bytes more.
-func TestConnSize(t *testing.T) {
-	size := unsafe.Sizeof(Conn{})
-	t.Logf("sizeof(Conn) = %d", size)
-	require.LessOrEqual(t, size, uintptr(240))
-}
 
 func TestNewFindsTheSocket(t *testing.T) {
 	for _, network := range networks {
@@ -167,7 +158,7 @@ func TestWriteReadStale(t *testing.T) {
 		receive(t, fired) // Peek would take the error away
 		res := c.WriteRead([]byte("request"), make([]byte, 64), false)
 		require.Equal(t, WriteReadResult{Stale: true, Found: Ended}, res)
-		w.Remove(1)
+		w.Remove(c)
 	})
 }
 
@@ -199,7 +190,7 @@ func TestWriteReadErrors(t *testing.T) {
 		require.True(t, res.WriteErr)
 		require.Zero(t, res.Wrote)
 		require.ErrorIs(t, res.Err, syscall.ECONNRESET)
-		w.Remove(1)
+		w.Remove(c)
 	})
 	t.Run("write to a closed unix socket", func(t *testing.T) {
 		c, server := pair(t, "unix")

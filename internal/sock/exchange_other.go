@@ -4,11 +4,6 @@ package sock
 
 const haveSockets = false
 
-// platform is empty: there is no socket access here.
-type platform struct{}
-
-func (c *Conn) initPlatform() {}
-
 // Peek answers Unknown: there is no socket access on this platform.
 func (c *Conn) Peek() State { return Unknown }
 

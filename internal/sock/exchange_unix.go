@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 )
 
@@ -27,29 +28,43 @@ const (
 	stageTry                // read, never waiting
 )
 
-// platform is the part of a Conn that works on its socket. The two callbacks
-// are made once, so that no call allocates: turn in initPlatform, look when it
-// is first needed, as most connections never do.
-type platform struct {
-	look   func(fd uintptr) // Guarded by Conn.mu.
-	looked State            // Guarded by Conn.mu.
+// step is one turn on a Conn's socket, a WriteRead, a TryRead or a Peek. Its
+// callbacks are made once, so that no turn allocates, and it is pooled, so that an
+// idle connection has none of it.
+type step struct {
+	turn func(fd uintptr) bool // of RawConn.Read
+	look func(fd uintptr)      // of RawConn.Control
 
-	// The step under way: WriteRead or TryRead, which are reads, so there is
-	// one at most. The buffers are let go when it ends.
+	// Set for the turn, and let go of at its end.
+	c       *Conn
+	out, in []byte
+
 	stage stage
 	found State
 	errno syscall.Errno
-	turn  func(fd uintptr) bool
-	out   []byte
-	in    []byte
 	wrote int
 	n     int
 }
 
-func (c *Conn) initPlatform() {
-	if c.direct {
-		c.turn = c.step
-	}
+var steps = sync.Pool{ //nolint:gochecknoglobals // shared by nature
+	New: func() any {
+		s := new(step)
+		s.turn = s.advance
+		s.look = func(fd uintptr) { s.found = peek(fd) }
+		return s
+	},
+}
+
+func newStep(c *Conn) *step {
+	s, _ := steps.Get().(*step)
+	s.c = c
+	return s
+}
+
+// free gives s back; it must not be used after.
+func (s *step) free() {
+	*s = step{turn: s.turn, look: s.look}
+	steps.Put(s)
 }
 
 // Peek looks at the socket without taking anything or waiting, while another
@@ -59,16 +74,13 @@ func (c *Conn) Peek() State {
 	if c.raw == nil {
 		return Unknown
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.look == nil {
-		c.look = func(fd uintptr) { c.looked = peek(fd) }
-	}
+	s := newStep(c)
+	defer s.free()
 	// Control, not Read: RawConn.Read would wait for a reader that is parked.
-	if c.raw.Control(c.look) != nil {
+	if c.raw.Control(s.look) != nil {
 		return Ended
 	}
-	return c.looked
+	return s.found
 }
 
 // WriteRead is an exchange in one step: it looks whether the connection is
@@ -87,23 +99,25 @@ func (c *Conn) WriteRead(p, buf []byte, fresh bool) WriteReadResult {
 	if !c.direct {
 		return WriteReadResult{Err: ErrNoSocket}
 	}
-	c.stage = stageLook
+	s := newStep(c)
+	defer s.free()
+	s.stage = stageLook
 	if fresh {
-		c.stage = stageFresh
+		s.stage = stageFresh
 	}
-	c.out, c.in = p, buf
-	err := c.runStep()
-	res := WriteReadResult{Wrote: c.wrote, N: c.n}
-	c.bytesWritten.Add(int64(c.wrote))
+	s.out, s.in = p, buf
+	err := s.run()
+	res := WriteReadResult{Wrote: s.wrote, N: s.n}
+	c.bytesWritten.Add(int64(s.wrote))
 	switch {
 	case err != nil:
 		res.Err = err
-	case c.stage == stageLook:
-		res.Stale, res.Found = true, c.found
-	case c.stage == stageRead:
-		res.Err = c.readResult()
-	case c.errno != 0:
-		res.WriteErr, res.Err = true, c.settle(c.opError("write", c.errno), flagWriteEnded)
+	case s.stage == stageLook:
+		res.Stale, res.Found = true, s.found
+	case s.stage == stageRead:
+		res.Err = s.readResult()
+	case s.errno != 0:
+		res.WriteErr, res.Err = true, c.settle(c.opError("write", s.errno), flagWriteEnded)
 	}
 	return res
 }
@@ -118,21 +132,21 @@ func (c *Conn) TryRead(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	c.stage = stageTry
-	c.in = p
-	if err := c.runStep(); err != nil {
-		return c.n, err
+	s := newStep(c)
+	defer s.free()
+	s.stage, s.in = stageTry, p
+	if err := s.run(); err != nil {
+		return s.n, err
 	}
-	return c.n, c.readResult()
+	return s.n, s.readResult()
 }
 
-// runStep runs the step that stage, out and in describe. Its error is the
-// poller's: a deadline, or a closed connection.
-func (c *Conn) runStep() error {
-	c.wrote, c.n, c.errno, c.found = 0, 0, 0, Unknown
-	err := c.raw.Read(c.turn)
-	c.out, c.in = nil, nil
-	c.bytesRead.Add(int64(c.n))
+// run runs the step that stage, out and in describe. Its error is the poller's: a
+// deadline, or a closed connection.
+func (s *step) run() error {
+	c := s.c
+	err := c.raw.Read(s.turn)
+	c.bytesRead.Add(int64(s.n))
 	if err == nil {
 		return nil
 	}
@@ -143,66 +157,66 @@ func (c *Conn) runStep() error {
 }
 
 // readResult is the error of a step that ended by reading.
-func (c *Conn) readResult() error {
+func (s *step) readResult() error {
 	switch {
-	case c.errno == syscall.EAGAIN:
+	case s.errno == syscall.EAGAIN:
 		return ErrWouldBlock
-	case c.errno != 0:
-		return c.settle(c.opError("read", c.errno), flagReadEnded)
-	case c.n == 0:
-		return c.settle(io.EOF, flagReadEnded)
+	case s.errno != 0:
+		return s.c.settle(s.c.opError("read", s.errno), flagReadEnded)
+	case s.n == 0:
+		return s.c.settle(io.EOF, flagReadEnded)
 	}
 	return nil
 }
 
-// step is the callback of RawConn.Read: false asks to be called again when
+// advance is the callback of RawConn.Read: false asks to be called again when
 // there is something to read.
-func (c *Conn) step(fd uintptr) bool {
-	switch c.stage {
+func (s *step) advance(fd uintptr) bool {
+	switch s.stage {
 	case stageLook:
-		if c.found = peek(fd); c.found != Quiet {
+		if s.found = peek(fd); s.found != Quiet {
 			return true
 		}
-		c.stage = stageWrite
-		return c.stepWrite(fd)
+		s.stage = stageWrite
+		return s.write(fd)
 	case stageFresh:
-		done := c.stepWrite(fd)
-		return done || c.stepRead(fd)
+		done := s.write(fd)
+		return done || s.read(fd)
 	case stageWrite, stageRead, stageTry:
 	}
-	return c.stepRead(fd)
+	return s.read(fd)
 }
 
-// stepWrite writes once; false means that all went out.
+// write writes once; false means that all went out.
 //
 // Without MSG_NOSIGNAL, so SIGPIPE is handled as for any other connection of a
 // Go program: the runtime ignores it on sockets.
-func (c *Conn) stepWrite(fd uintptr) (done bool) {
-	if c.flags.Load()&flagWriteEnded != 0 {
-		c.errno = syscall.ECANCELED // settle makes it ErrInterrupted
+func (s *step) write(fd uintptr) (done bool) {
+	if s.c.flags.Load()&flagWriteEnded != 0 {
+		s.errno = syscall.ECANCELED // settle makes it ErrInterrupted
 		return true
 	}
-	if len(c.out) > 0 {
-		c.wrote, c.errno = writeOnce(fd, c.out)
-		if c.errno == syscall.EAGAIN {
-			c.errno = 0 // a short write, of nothing
+	if len(s.out) > 0 {
+		s.wrote, s.errno = writeOnce(fd, s.out)
+		if s.errno == syscall.EAGAIN {
+			s.errno = 0 // a short write, of nothing
 		}
-		if c.wrote < len(c.out) {
+		if s.wrote < len(s.out) {
 			return true
 		}
 	}
-	c.stage = stageRead
+	s.stage = stageRead
 	return false
 }
 
-func (c *Conn) stepRead(fd uintptr) (done bool) {
+func (s *step) read(fd uintptr) (done bool) {
 	for {
-		n, err := readNow(fd, c.in)
+		n, err := readNow(fd, s.in)
 		if err == syscall.EINTR { //nolint:errorlint // a bare errno
 			continue
 		}
-		c.n, c.errno = max(n, 0), errnoOf(err)
-		return c.errno != syscall.EAGAIN || c.stage == stageTry
+		s.n, s.errno = max(n, 0), errnoOf(err)
+		return s.errno != syscall.EAGAIN || s.stage == stageTry
 	}
 }
 

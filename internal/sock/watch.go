@@ -20,8 +20,8 @@ type Watcher struct {
 	mu      sync.Mutex
 	ended   sync.Cond
 	set     *watchSet // nil while nothing is registered
-	conns   map[uint64]*Conn
-	running int // goroutines: at most one has a set, older ones are ending
+	conns   int       // how many are registered
+	running int       // goroutines: at most one has a set, older ones are ending
 }
 
 // NewWatcher returns a Watcher that calls gone with the token of each
@@ -29,7 +29,7 @@ type Watcher struct {
 // watcher's goroutine with no lock held, one call after the other: it should be
 // quick, and may call Add and Remove, but not Wait.
 func NewWatcher(gone func(token uint64)) *Watcher {
-	w := &Watcher{gone: gone, conns: make(map[uint64]*Conn)}
+	w := &Watcher{gone: gone}
 	w.ended.L = &w.mu
 	return w
 }
@@ -57,22 +57,23 @@ func (w *Watcher) Add(c *Conn, token uint64) error {
 		w.closeIfEmptyLocked()
 		return err
 	}
-	w.conns[token] = c
+	c.watched = true
+	w.conns++
 	return nil
 }
 
 // Remove ends the watch. It must be called before the connection is closed,
 // because its descriptor's number may be given to another at once. When it
 // returns, a gone(token) may still be under way; the caller tolerates tokens
-// that it does not know. Unknown tokens are ignored here too.
-func (w *Watcher) Remove(token uint64) {
+// that it does not know. It does nothing if c is not registered.
+func (w *Watcher) Remove(c *Conn) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c, ok := w.conns[token]
-	if !ok {
+	if !c.watched {
 		return
 	}
-	delete(w.conns, token)
+	c.watched = false
+	w.conns--
 	w.set.remove(c)
 	w.closeIfEmptyLocked()
 }
@@ -89,7 +90,7 @@ func (w *Watcher) Wait() {
 
 // closeIfEmptyLocked ends the goroutine when there is nothing to watch.
 func (w *Watcher) closeIfEmptyLocked() {
-	if len(w.conns) == 0 {
+	if w.conns == 0 {
 		w.set.close()
 		w.set = nil
 	}

@@ -20,11 +20,22 @@ const epollET = 1 << 31
 // watchSet is one epoll instance. It is itself read through the runtime's
 // poller, so waiting for it holds no thread.
 type watchSet struct {
-	file   *os.File
-	raw    syscall.RawConn
-	events [watchBatch]syscall.EpollEvent // for next only
-	n      int                            // for next only
-	turn   func(fd uintptr) bool          // set in newWatchSet; never changed
+	// Set in newWatchSet; never changed.
+	epfd int
+	file *os.File // of epfd
+	raw  syscall.RawConn
+	turn func(fd uintptr) bool
+	ctl  func(fd uintptr)
+
+	// For next only.
+	events [watchBatch]syscall.EpollEvent
+	n      int
+
+	// What ctl does, and what came of it. Guarded by the Watcher's mu, which also
+	// keeps epfd open.
+	op  int
+	ev  syscall.EpollEvent
+	err error
 }
 
 func newWatchSet() (*watchSet, error) {
@@ -37,8 +48,8 @@ func newWatchSet() (*watchSet, error) {
 		_ = syscall.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	s := &watchSet{file: os.NewFile(uintptr(fd), "epoll")}
-	s.turn = s.wait
+	s := &watchSet{epfd: fd, file: os.NewFile(uintptr(fd), "epoll")}
+	s.turn, s.ctl = s.wait, s.control
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		_ = s.file.Close()
 		return nil, err
@@ -49,22 +60,22 @@ func newWatchSet() (*watchSet, error) {
 // add registers c. An end that has come already is reported as well.
 func (s *watchSet) add(c *Conn, token uint64) error {
 	ev := syscall.EpollEvent{Events: watchEvents, Fd: int32(uint32(token)), Pad: int32(uint32(token >> 32))}
-	return s.control(c, syscall.EPOLL_CTL_ADD, &ev)
+	return s.apply(c, syscall.EPOLL_CTL_ADD, ev)
 }
 
 // remove takes c out again, if it is not closed.
 func (s *watchSet) remove(c *Conn) {
-	_ = s.control(c, syscall.EPOLL_CTL_DEL, &syscall.EpollEvent{}) // a closed socket has left by itself
+	_ = s.apply(c, syscall.EPOLL_CTL_DEL, syscall.EpollEvent{}) // a closed socket has left by itself
 }
 
-func (s *watchSet) control(c *Conn, op int, ev *syscall.EpollEvent) error {
-	var errs [3]error
-	errs[0] = s.raw.Control(func(epfd uintptr) {
-		errs[1] = c.raw.Control(func(fd uintptr) {
-			errs[2] = os.NewSyscallError("epoll_ctl", syscall.EpollCtl(int(epfd), op, int(fd), ev))
-		})
-	})
-	return errors.Join(errs[:]...)
+func (s *watchSet) apply(c *Conn, op int, ev syscall.EpollEvent) error {
+	s.op, s.ev, s.err = op, ev, nil
+	return errors.Join(c.raw.Control(s.ctl), s.err)
+}
+
+// control is the callback of apply.
+func (s *watchSet) control(fd uintptr) {
+	s.err = os.NewSyscallError("epoll_ctl", syscall.EpollCtl(s.epfd, s.op, int(fd), &s.ev))
 }
 
 // close makes next answer false. It does not wait for the peer of any socket.

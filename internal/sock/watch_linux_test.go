@@ -1,9 +1,7 @@
 package sock
 
 import (
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -18,11 +16,11 @@ func watch(t testing.TB) (*Watcher, <-chan uint64) {
 	w := NewWatcher(func(token uint64) { fired <- token })
 	t.Cleanup(func() {
 		w.mu.Lock()
-		left := slices.Collect(maps.Keys(w.conns)) // of a test that failed
-		w.mu.Unlock()
-		for _, token := range left {
-			w.Remove(token)
+		if w.conns > 0 { // of a test that failed
+			w.conns = 0
+			w.closeIfEmptyLocked()
 		}
+		w.mu.Unlock()
 		w.Wait()
 	})
 	return w, fired
@@ -46,7 +44,7 @@ func TestWatcher(t *testing.T) {
 			end(t, server)
 			require.EqualValues(t, uint64(bigToken), receive(t, fired))
 			require.Equal(t, Ended, c.Peek())
-			w.Remove(bigToken)
+			w.Remove(c)
 		})
 		t.Run(name+" before Add", func(t *testing.T) {
 			w, fired := watch(t)
@@ -55,7 +53,7 @@ func TestWatcher(t *testing.T) {
 			await(t, c, Ended)
 			require.NoError(t, w.Add(c, bigToken))
 			require.EqualValues(t, uint64(bigToken), receive(t, fired))
-			w.Remove(bigToken)
+			w.Remove(c)
 		})
 	}
 	t.Run("unix", func(t *testing.T) {
@@ -64,14 +62,14 @@ func TestWatcher(t *testing.T) {
 		require.NoError(t, w.Add(c, 7))
 		require.NoError(t, server.Close())
 		require.EqualValues(t, 7, receive(t, fired))
-		w.Remove(7)
+		w.Remove(c)
 	})
 	t.Run("closed before Add", func(t *testing.T) {
 		w, _ := watch(t)
 		c, _ := pair(t, "tcp")
 		require.NoError(t, c.Close())
 		require.ErrorIs(t, w.Add(c, 7), net.ErrClosed)
-		w.Remove(7) // need not be called, may be
+		w.Remove(c) // need not be called, may be
 	})
 }
 
@@ -93,8 +91,8 @@ func TestWatcherIgnoresData(t *testing.T) {
 	require.NoError(t, otherServer.Close())
 	require.EqualValues(t, 2, receive(t, fired))
 	require.Empty(t, fired)
-	w.Remove(1)
-	w.Remove(2)
+	w.Remove(c)
+	w.Remove(other)
 
 	set, err := newWatchSet()
 	require.NoError(t, err)
@@ -135,24 +133,24 @@ func TestWatcherRemoved(t *testing.T) {
 	other, otherServer := pair(t, "tcp")
 	require.NoError(t, w.Add(c, 1))
 	require.NoError(t, w.Add(other, 2))
-	w.Remove(1)
+	w.Remove(c)
 	require.NoError(t, server.Close())
 	await(t, c, Ended)
 	require.NoError(t, otherServer.Close())
 	require.EqualValues(t, 2, receive(t, fired))
 	require.Empty(t, fired)
-	w.Remove(2)
+	w.Remove(other)
 }
 
 func TestWatcherManyAtOnce(t *testing.T) {
 	const conns = 2000
 	w, fired := watch(t)
 	ln := listen(t, "tcp")
-	servers := make([]net.Conn, conns)
+	clients, servers := make([]*Conn, conns), make([]net.Conn, conns)
 	for i := range conns {
 		client, server := connect(t, ln)
-		servers[i] = server
-		require.NoError(t, w.Add(New(client), uint64(i)))
+		clients[i], servers[i] = New(client), server
+		require.NoError(t, w.Add(clients[i], uint64(i)))
 	}
 	var wg sync.WaitGroup
 	for part := range 4 {
@@ -167,8 +165,8 @@ func TestWatcherManyAtOnce(t *testing.T) {
 		seen[receive(t, fired)] = true
 	}
 	wg.Wait()
-	for i := range conns {
-		w.Remove(uint64(i))
+	for _, c := range clients {
+		w.Remove(c)
 	}
 	w.Wait()
 	require.Len(t, seen, conns)
@@ -188,10 +186,11 @@ func TestWatcherChurn(t *testing.T) {
 		}
 	})
 	ln := listen(t, "tcp")
-	kept, keptServer := connect(t, ln)
+	keptClient, keptServer := connect(t, ln)
 	defer keptServer.Close()
+	kept := New(keptClient)
 	alive[0] = true
-	require.NoError(t, w.Add(New(kept), 0))
+	require.NoError(t, w.Add(kept, 0))
 	for token := uint64(1); token <= 1000; token++ {
 		client, err := net.Dial("tcp", ln.Addr().String())
 		require.NoError(t, err)
@@ -200,21 +199,22 @@ func TestWatcherChurn(t *testing.T) {
 		mu.Lock()
 		alive[token] = true
 		mu.Unlock()
-		require.NoError(t, w.Add(New(client), token))
+		c := New(client)
+		require.NoError(t, w.Add(c, token))
 		if token%3 == 0 { // the peer first
 			mu.Lock()
 			delete(alive, token)
 			mu.Unlock()
 			_ = server.Close()
-			w.Remove(token)
+			w.Remove(c)
 			_ = client.Close()
 			continue
 		}
-		w.Remove(token)
+		w.Remove(c)
 		_ = client.Close()
 		_ = server.Close()
 	}
-	w.Remove(0)
+	w.Remove(kept)
 	w.Wait()
 	require.Empty(t, wrong)
 }
@@ -231,7 +231,7 @@ func TestWatcherRestart(t *testing.T) {
 				if err := w.Add(c, token); err != nil {
 					t.Errorf("got %v", err)
 				}
-				w.Remove(token)
+				w.Remove(c)
 				if i%100 == 0 {
 					w.Wait()
 				}
@@ -247,8 +247,8 @@ func TestWatcherRestart(t *testing.T) {
 	require.NoError(t, w.Add(c, 9))
 	require.NoError(t, server.Close())
 	require.EqualValues(t, 9, receive(t, fired))
-	w.Remove(9)
-	w.Remove(9)
+	w.Remove(c)
+	w.Remove(c)
 }
 
 // TestWatcherRemoveFromGone: gone may close what it hears of, also the last.
@@ -256,8 +256,8 @@ func TestWatcherRemoveFromGone(t *testing.T) {
 	done := make(chan struct{})
 	var w *Watcher
 	c, server := pair(t, "tcp")
-	w = NewWatcher(func(token uint64) {
-		w.Remove(token)
+	w = NewWatcher(func(uint64) {
+		w.Remove(c)
 		_ = c.Close()
 		close(done)
 	})
