@@ -52,19 +52,26 @@ func (ex *exchange) endUnread() {
 // request's context.
 const watchAfter = 5 * time.Millisecond
 
-// watchSoon makes the next read end after watchAfter, if the request's context
-// is not watched yet: whoever reads calls watch then, and goes on. Most answers
-// are there sooner, and a deadline on the socket costs a fifth of a watch.
+// watchSoon makes the next read end after watchAfter or sooner, if the request's
+// context is not watched yet: whoever reads calls watch then, and goes on. Most
+// answers are there before, and a deadline on the socket costs a fifth of a watch.
+// It stays there for the next exchange, which saves one with a context 4 % of its
+// CPU.
 func (ex *exchange) watchSoon() {
 	if !ex.unwatched {
 		return
 	}
 	ex.mu.Lock()
 	defer ex.mu.Unlock()
-	at := ex.start.Add(watchAfter)
-	if end := ex.readEnd.at; end.IsZero() || at.Before(end) {
-		ex.armed = true
-		_ = ex.c.sc.SetReadDeadline(at)
+	c, at := ex.c, ex.start.Add(watchAfter)
+	if end := ex.readEnd.at; !end.IsZero() && !at.Before(end) {
+		return
+	}
+	ex.armed = true
+	soon := at.Sub(c.dialedAt)
+	if c.soon < soon-watchAfter/2 {
+		_ = c.setReadDeadline(at)
+		c.soon = soon
 	}
 }
 
@@ -86,7 +93,7 @@ func (ex *exchange) watch() {
 	ex.unwatched = false
 	ex.mu.Lock()
 	if ex.armed {
-		_ = ex.c.sc.SetReadDeadline(ex.readEnd.at)
+		_ = ex.c.setReadDeadline(ex.readEnd.at)
 	}
 	ex.mu.Unlock()
 	ex.cl.watchCancel()

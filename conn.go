@@ -106,6 +106,9 @@ type conn struct {
 	parked *parkedRead
 	rtt    time.Duration // the shortest round trip seen; 0: none
 	served int           // requests begun; the pool counts them
+	// soon is the read deadline that watchSoon has left on the socket, after
+	// dialedAt; 0: none.
+	soon time.Duration
 
 	// Guarded by pool.mu.
 	inPool, inHost queue.Elem[*conn]
@@ -319,6 +322,19 @@ func heard(n int, err error) CloseReason {
 		return CloseNone
 	}
 	return CloseStale
+}
+
+// setReadDeadline sets the read deadline of c's socket.
+func (c *conn) setReadDeadline(at time.Time) error {
+	c.soon = 0
+	return c.sc.SetReadDeadline(at)
+}
+
+// calm takes back a read deadline that was left.
+func (c *conn) calm() {
+	if c.soon != 0 {
+		_ = c.setReadDeadline(time.Time{}) // fails if c was interrupted or closed, as all that follows does
+	}
 }
 
 // parkedRead is a read that is under way while a connection that hides its

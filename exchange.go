@@ -92,7 +92,7 @@ func (ex *exchange) arm() {
 	if hard := ex.cl.hard; !hard.at.IsZero() {
 		ex.mu.Lock()
 		defer ex.mu.Unlock()
-		ex.armed, ex.readEnd = true, hard
+		ex.armed, ex.readEnd, ex.c.soon = true, hard, 0
 		_ = ex.c.sc.SetDeadline(hard.at)
 	}
 }
@@ -143,7 +143,7 @@ func (ex *exchange) setReadLocked(d deadline) {
 		return
 	}
 	ex.armed, ex.readEnd = true, d
-	_ = ex.c.sc.SetReadDeadline(d.at)
+	_ = ex.c.setReadDeadline(d.at)
 }
 
 // roundTrip sends the request and returns the final answer, or what happened.
@@ -170,6 +170,9 @@ func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
 func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
 	oneStep := c.canWriteRead() && cl.body == nil && cl.trace == nil
+	if !oneStep || !ex.unwatched {
+		c.calm()
+	}
 	if !oneStep && !fresh {
 		if stale = c.check(); stale != CloseNone {
 			return stale, PhaseWrite, nil
@@ -536,8 +539,12 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	if ex.interrupted && v.reason == CloseNone {
 		v = drop(CloseCanceled)
 	}
-	if ex.armed && v.reason == CloseNone && ex.c.sc.SetDeadline(time.Time{}) != nil {
-		v = drop(CloseReadError) // the next request would inherit the deadline
+	// watchSoon's deadline may stay, for the next one.
+	if ex.armed && (ex.c.soon == 0 || !ex.cl.hard.at.IsZero()) && v.reason == CloseNone {
+		ex.c.soon = 0
+		if ex.c.sc.SetDeadline(time.Time{}) != nil {
+			v = drop(CloseReadError) // the next request would inherit the deadline
+		}
 	}
 	ex.mu.Unlock()
 	ex.unwatch()

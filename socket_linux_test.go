@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/keepalive-http/keepalive"
+	"github.com/keepalive-http/keepalive/internal/faultserver"
 )
 
 // fill writes to a socket until its buffer is full.
@@ -111,4 +112,99 @@ func TestBlockingSocket(t *testing.T) {
 	for i := range 3 {
 		require.NoError(t, question{method: http.MethodGet, url: srv.URL, id: fmt.Sprint(i)}.own(t.Context(), tr))
 	}
+}
+
+// slowly answers at once, or says half of its answer 20 ms later.
+func slowly(x *faultserver.Exchange) {
+	_, _ = x.ReadBody()
+	id := x.Request.Header.Get("X-Request-Id")
+	const pause = 20 * time.Millisecond
+	switch x.Request.URL.Path {
+	case "/quick":
+		x.Reply(200, id)
+	case "/head":
+		x.WriteParts(faultserver.Part{Pause: pause, Data: faultserver.Response(200, id)})
+	case "/body":
+		answer := faultserver.Response(200, id)
+		x.WriteParts(faultserver.Part{Data: answer[:len(answer)-1]}, faultserver.Part{Pause: pause, Data: answer[len(answer)-1:]})
+	case "/upgrade":
+		x.WriteParts(
+			faultserver.Part{Data: "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"},
+			faultserver.Part{Pause: pause, Data: id},
+		)
+		x.Close()
+	}
+}
+
+// TestDeadlineLeftBehind: the read deadline that an exchange with a context leaves
+// on its connection ends nothing of the one that follows, whatever that is,
+// whether the deadline passes before or during it.
+func TestDeadlineLeftBehind(t *testing.T) {
+	t.Parallel()
+	traced := httptrace.WithClientTrace(context.Background(), new(httptrace.ClientTrace))
+	type exchange struct {
+		ctx  context.Context //nolint:containedctx // of a table
+		path string
+		body func() io.Reader
+	}
+	none := func() io.Reader { return nil }
+	memory := func() io.Reader { return strings.NewReader("body") }
+	stream := func() io.Reader { return io.MultiReader(strings.NewReader("body")) }
+	limited := keepalive.ContextWithOptions(t.Context(), keepalive.RequestTimeout(time.Minute))
+	var table []exchange
+	for _, ctx := range []context.Context{context.Background(), traced, t.Context(), limited} {
+		for _, path := range []string{"/quick", "/head", "/body", "/upgrade"} {
+			for _, body := range []func() io.Reader{none, memory, stream} {
+				table = append(table, exchange{ctx, path, body})
+			}
+		}
+	}
+	for name, start := range map[string]func(testing.TB, func(*faultserver.Exchange), ...faultserver.Option) *faultserver.Server{
+		"plain": faultserver.New, "TLS": faultserver.NewTLS,
+	} {
+		srv := start(t, slowly)
+		for _, idle := range []time.Duration{0, 2 * time.Millisecond, 10 * time.Millisecond} {
+			t.Run(fmt.Sprint(name, " ", idle), func(t *testing.T) {
+				t.Parallel()
+				opts := []keepalive.Option{keepalive.WithProtocols(http1Only())}
+				if name == "TLS" {
+					opts = append(opts, keepalive.WithTLSConfig(srv.ClientTLSConfig()))
+				}
+				tr := open(t, opts...)
+				upgrades := uint64(0)
+				for i, e := range table {
+					quick := question{method: http.MethodGet, url: srv.URL + "/quick", id: fmt.Sprint("quick ", i)}
+					require.NoError(t, quick.own(t.Context(), tr))
+					elapse(idle)
+					q := question{method: http.MethodPut, url: srv.URL + e.path, id: fmt.Sprint(i), body: e.body()}
+					req, err := q.request(e.ctx)
+					require.NoError(t, err)
+					if e.path == "/upgrade" {
+						req.Header["Connection"], req.Header["Upgrade"] = []string{"upgrade"}, []string{"x"}
+						upgrades++
+					}
+					resp, err := tr.RoundTrip(req)
+					require.NoError(t, err, "%d %s", i, e.path)
+					got, err := io.ReadAll(resp.Body)
+					require.NoError(t, err, "%d %s", i, e.path)
+					require.NoError(t, resp.Body.Close())
+					require.Equal(t, q.id, string(got))
+				}
+				require.Equal(t, upgrades, tr.Stats().Dials, "one for each; the last one ends with the table")
+			})
+		}
+	}
+}
+
+// TestRequestTimeoutLeavesNothing: its deadline is for writing, too.
+func TestRequestTimeoutLeavesNothing(t *testing.T) {
+	srv := faultserver.New(t, slowly)
+	tr := open(t)
+	const limit = 200 * time.Millisecond
+	ctx := keepalive.ContextWithOptions(t.Context(), keepalive.RequestTimeout(limit))
+	require.NoError(t, question{method: http.MethodGet, url: srv.URL + "/quick", id: "1"}.own(ctx, tr))
+	elapse(limit)
+	q := question{method: http.MethodPut, url: srv.URL + "/quick", id: "2", body: io.MultiReader(strings.NewReader("body"))}
+	require.NoError(t, q.own(t.Context(), tr))
+	require.EqualValues(t, 1, tr.Stats().Dials)
 }
