@@ -2,6 +2,7 @@ package keepalive
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"os"
 	"time"
@@ -46,6 +47,13 @@ func (ex *exchange) endUnread() {
 	if ex.bodyErr == nil {
 		ex.bodyErr = ex.failBody(os.ErrDeadlineExceeded)
 	}
+}
+
+// mayRenegotiate reports whether TLS may shake hands again on c (not since TLS
+// 1.3), which for crypto/tls is over for good when a deadline passes meanwhile.
+func (c *config) mayRenegotiate(conn *conn) bool {
+	return conn.tls != nil && conn.tls.Version < tls.VersionTLS13 &&
+		c.tlsConfig != nil && c.tlsConfig.Renegotiation != tls.RenegotiateNever
 }
 
 // watchAfter is how long an exchange waits before it listens for the end of its

@@ -277,15 +277,17 @@ func (c *conn) records() *sock.Records {
 	return nil
 }
 
-// canWriteRead reports whether writeRead works on c.
-func (c *conn) canWriteRead() bool {
-	return c.sc.Direct() && (c.nc == net.Conn(&c.sc) || c.records() != nil)
+// canWriteRead reports whether writeRead works on c. fresh: c has not been used
+// before, and what the server says before it is asked may be its answer, which
+// TLS has got hold of already.
+func (c *conn) canWriteRead(fresh bool) bool {
+	return c.sc.Direct() && (c.nc == net.Conn(&c.sc) || !fresh && c.records() != nil)
 }
 
 // writeRead is WriteRead of the socket, through TLS if there is TLS on it.
 func (c *conn) writeRead(p, buf []byte, fresh bool) sock.WriteReadResult {
 	if r := c.records(); r != nil {
-		return r.WriteReadOver(c.nc, p, buf, fresh)
+		return r.WriteReadOver(c.nc, p, buf)
 	}
 	return c.sc.WriteRead(p, buf, fresh)
 }

@@ -1,6 +1,7 @@
 package keepalive
 
 import (
+	"crypto/tls"
 	"math/bits"
 	"testing"
 	"unsafe"
@@ -18,4 +19,16 @@ func TestConnSize(t *testing.T) {
 	}
 	require.Greater(t, unsafe.Sizeof(conn{}), uintptr(352))
 	require.LessOrEqual(t, unsafe.Sizeof(conn{}), uintptr(384))
+}
+
+// TestMayRenegotiate: a deadline that passes in a handshake ends the connection, so
+// the context is listened for at once where there may be one.
+func TestMayRenegotiate(t *testing.T) {
+	once := &tls.Config{Renegotiation: tls.RenegotiateOnceAsClient}
+	v12, v13 := &conn{tls: &tls.ConnectionState{Version: tls.VersionTLS12}}, &conn{tls: &tls.ConnectionState{Version: tls.VersionTLS13}}
+	require.True(t, (&config{tlsConfig: once}).mayRenegotiate(v12))
+	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(v13))
+	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(new(conn)))
+	require.False(t, (&config{tlsConfig: new(tls.Config)}).mayRenegotiate(v12))
+	require.False(t, new(config).mayRenegotiate(v12))
 }

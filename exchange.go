@@ -81,7 +81,8 @@ func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
 	ex.wrote0 = c.sc.BytesWritten()
 	ex.rd = wire.GetReader(c.nc)
 	c.sc.SetWriteTimeout(cl.limit.write)
-	if ex.unwatched = cl.mayEnd(); ex.unwatched && (cl.body != nil || !c.sc.Direct()) {
+	ex.unwatched = cl.mayEnd()
+	if cl.body != nil || !c.sc.Direct() || t.cfg.mayRenegotiate(c) {
 		ex.watch()
 	}
 	return ex
@@ -169,7 +170,7 @@ func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
 // says why the connection is of no use; nothing was written then.
 func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
-	oneStep := c.canWriteRead() && cl.body == nil && cl.trace == nil
+	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil
 	if !oneStep || !ex.unwatched {
 		c.calm()
 	}

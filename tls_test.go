@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -276,5 +277,83 @@ func TestShreddedRecords(t *testing.T) {
 			require.Equal(t, 1, srv.Accepted())
 			require.Zero(t, tr.Stats().StaleChecks)
 		})
+	}
+}
+
+// gatherConn sends what is written when it reads next: what a TLS server says
+// behind its handshake leaves with that.
+type gatherConn struct {
+	net.Conn
+	out []byte
+}
+
+func (c *gatherConn) Write(p []byte) (int, error) {
+	c.out = append(c.out, p...)
+	return len(p), nil
+}
+
+func (c *gatherConn) Read(p []byte) (int, error) {
+	if len(c.out) > 0 {
+		_, err := c.Conn.Write(c.out)
+		c.out = nil
+		if err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Read(p)
+}
+
+// TestServerSpeaksFirst: what a server says before the first request is the answer
+// to it, also if TLS has read it with the handshake. One that hangs up is not
+// dialed for ever.
+func TestServerSpeaksFirst(t *testing.T) {
+	t.Parallel()
+	const busy = "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 4\r\n\r\nbusy"
+	for _, v := range tlsVersions {
+		for name, says := range map[string]func(*tls.Conn){
+			"503": func(c *tls.Conn) { _, _ = io.WriteString(c, busy) }, "close_notify": func(c *tls.Conn) { _ = c.CloseWrite() },
+		} {
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				t.Run(v.name+" "+name+" "+method, func(t *testing.T) {
+					t.Parallel()
+					var server *tls.Config
+					certified := faultserver.NewTLS(t, nil, withVersion(v.version), faultserver.WithTLSConfig(func(c *tls.Config) { server = c }))
+					l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+					require.NoError(t, err)
+					var accepted atomic.Int64
+					var all sync.WaitGroup
+					all.Go(func() {
+						for {
+							nc, err := l.Accept()
+							if err != nil {
+								return
+							}
+							accepted.Add(1)
+							all.Go(func() {
+								defer nc.Close()
+								c := tls.Server(&gatherConn{Conn: nc}, server)
+								if c.Handshake() != nil {
+									return
+								}
+								says(c)
+								_, _ = io.Copy(io.Discard, c)
+							})
+						}
+					})
+					defer all.Wait()
+					defer l.Close()
+					tr := open(t, keepalive.WithTLSConfig(certified.ClientTLSConfig()))
+					status, body, err := question{method: method, url: "https://" + l.Addr().String()}.ask(t.Context(), tr)
+					if name == "503" {
+						require.NoError(t, err)
+						require.Equal(t, http.StatusServiceUnavailable, status)
+						require.Equal(t, "busy", body)
+					} else {
+						require.ErrorIs(t, err, io.EOF)
+					}
+					require.EqualValues(t, 1, accepted.Load())
+				})
+			}
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"errors"
 	"net"
 	"sync"
 )
@@ -17,7 +18,6 @@ type Records struct {
 	// The step under way. What TLS writes is held back while holding is set, as
 	// it stays when a step has failed: TLS counts its records.
 	holding bool
-	fresh   bool
 	sent    bool  // all of held was written
 	short   bool  // a part of held was written, the rest did not fit
 	held    *room // nil: nothing
@@ -27,14 +27,17 @@ type Records struct {
 // room is a pooled buffer for what is held back.
 type room struct{ b []byte }
 
-// roomSize is enough for a head of 4 KB in records of 1 KB.
-const roomSize = 6 << 10
+const (
+	roomSize = 6 << 10 // enough for a head of 4 KB in records of 1 KB
+	// maxPooledRoom keeps one large head from staying in the pool for good.
+	maxPooledRoom = 64 << 10
+)
 
 var rooms = sync.Pool{ //nolint:gochecknoglobals // shared by nature
 	New: func() any { return &room{make([]byte, 0, roomSize)} },
 }
 
-// NewRecords returns c for TLS to be put on, before a byte has been read.
+// NewRecords returns c for TLS to be put on, before TLS has read a byte.
 func NewRecords(c *Conn) *Records { return &Records{Conn: c} }
 
 // Within reports whether a record has come in part.
@@ -42,19 +45,22 @@ func (r *Records) Within() bool { return r.in.within() }
 
 // WriteReadOver is WriteRead over secure, the TLS that is on r: what TLS makes of
 // p is held back until it asks for the answer. A connection is Stale also if TLS
-// had data already, or has a part of a record. If the rest of p did not fit, Wrote
-// is 0, and Flush writes it. After a deadline that has passed before anything was
-// written it may be called again with the same p.
+// had data already, or has a part of a record; so it is not for the first request
+// on a connection, which may be answered before it is made. If the rest of p did
+// not fit, Wrote is 0, and Flush writes it. After a deadline that has passed before
+// anything was written it may be called again with the same p.
 //
 // A look through TLS and a read that finds nothing fall away: that spares a small
 // GET over TLS 7 % of its CPU.
-func (r *Records) WriteReadOver(secure net.Conn, p, buf []byte, fresh bool) WriteReadResult {
+func (r *Records) WriteReadOver(secure net.Conn, p, buf []byte) WriteReadResult {
 	if !r.holding {
-		r.holding, r.fresh, r.sent, r.short, r.result = true, fresh, false, false, WriteReadResult{}
+		r.holding, r.sent, r.short = true, false, false
 		if _, err := secure.Write(p); err != nil {
+			r.letGo()
 			return WriteReadResult{WriteErr: true, Err: err}
 		}
 	}
+	r.result = WriteReadResult{}
 	n, err := secure.Read(buf)
 	res := r.result
 	switch {
@@ -67,7 +73,7 @@ func (r *Records) WriteReadOver(secure net.Conn, p, buf []byte, fresh bool) Writ
 	case res.Stale, res.WriteErr:
 	case n > 0:
 		res = WriteReadResult{Stale: true, Found: Readable}
-	case res.Err != nil:
+	case isTimeout(err), res.Err != nil:
 		return WriteReadResult{Err: err}
 	default: // close_notify, or what is no TLS
 		res = WriteReadResult{Stale: true, Found: Ended}
@@ -89,11 +95,11 @@ func (r *Records) Flush() error {
 }
 
 func (r *Records) letGo() {
-	if r.held != nil {
+	if r.held != nil && cap(r.held.b) <= maxPooledRoom {
 		r.held.b = r.held.b[:0]
 		rooms.Put(r.held)
-		r.held = nil
 	}
+	r.held = nil
 }
 
 // Write is Write of the Conn, but in a step p is held back.
@@ -122,13 +128,16 @@ func (r *Records) Read(p []byte) (n int, err error) {
 // step looks, writes what is held, and reads. What TLS should not hear of, as it
 // takes most errors for good, it is told as ErrWouldBlock.
 func (r *Records) step(p []byte) (int, error) {
-	if !r.fresh && r.in.within() {
-		// The rest of it would be no answer to what is sent now.
-		r.result = WriteReadResult{Stale: true, Found: Readable}
-		return 0, ErrWouldBlock
+	if r.in.within() {
+		n, err := r.TryRead(p)
+		if err == ErrWouldBlock { //nolint:errorlint // our own
+			// The rest of it would be no answer to what is sent now.
+			r.result = WriteReadResult{Stale: true, Found: Readable}
+		}
+		return n, err
 	}
 	held := r.held.b
-	res := r.WriteRead(held, p, r.fresh)
+	res := r.WriteRead(held, p, false)
 	if res.Stale && res.Found == Readable {
 		return r.TryRead(p) // a ticket or the like; or data, which is for the reader
 	}
@@ -146,6 +155,11 @@ func (r *Records) step(p []byte) (int, error) {
 	r.short = true
 	r.held.b = append(r.held.b[:0], held[res.Wrote:]...)
 	return 0, ErrWouldBlock
+}
+
+func isTimeout(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
 }
 
 // records follows the records of a stream (RFC 8446 section 5.1): a header of

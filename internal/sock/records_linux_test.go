@@ -34,12 +34,10 @@ func TestWriteReadOver(t *testing.T) {
 	ends := opened(t)
 	go echo(ends.server)
 	buf := make([]byte, 64)
-	for _, fresh := range []bool{false, true} {
-		for range 100 {
-			res := ends.r.WriteReadOver(ends.client, []byte("request"), buf, fresh)
-			require.Equal(t, WriteReadResult{Wrote: 7, N: 7}, res)
-			require.Equal(t, "request", string(buf[:res.N]))
-		}
+	for range 100 {
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), buf)
+		require.Equal(t, WriteReadResult{Wrote: 7, N: 7}, res)
+		require.Equal(t, "request", string(buf[:res.N]))
 	}
 	send(t, ends.client, "other") // what comes after is as usual
 	expect(t, ends.client, "other")
@@ -55,7 +53,7 @@ func TestWriteReadOverManyRecords(t *testing.T) {
 		_, _ = io.ReadFull(ends.server, make([]byte, len(request)))
 		send(t, ends.server, "answer")
 	}()
-	res := ends.r.WriteReadOver(ends.client, request, make([]byte, 64), false)
+	res := ends.r.WriteReadOver(ends.client, request, make([]byte, 64))
 	require.Equal(t, WriteReadResult{Wrote: len(request), N: 6}, res)
 	require.Zero(t, len(roomOf(ends.r)))
 }
@@ -73,7 +71,30 @@ func TestWriteReadOverLateTicket(t *testing.T) {
 	ends.open()
 	await(t, ends.c, Readable)
 	go echo(ends.server)
-	res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+	res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
+	require.Equal(t, WriteReadResult{Wrote: 7, N: 7}, res)
+}
+
+// TestWriteReadOverTicketInPieces: of a ticket that TLS has in part already, the
+// rest is read before anything is said of it.
+func TestWriteReadOverTicketInPieces(t *testing.T) {
+	ends := tlsPair(t)
+	gated, _ := ends.server.NetConn().(*gatedConn)
+	gated.cut, gated.rest = 7, make(chan struct{})
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		ends.open()
+	}()
+	await(t, ends.c, Readable)
+	_, err := probe(t, ends.c, ends.client)
+	requireTimeout(t, err)
+	require.True(t, ends.r.Within())
+	close(gated.rest)
+	receive(t, opened)
+	await(t, ends.c, Readable)
+	go echo(ends.server)
+	res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 	require.Equal(t, WriteReadResult{Wrote: 7, N: 7}, res)
 }
 
@@ -132,22 +153,11 @@ func TestWriteReadOverStale(t *testing.T) {
 			ends := opened(t)
 			tt.said(t, ends)
 			sent := ends.c.BytesWritten()
-			res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+			res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 			require.Equal(t, WriteReadResult{Stale: true, Found: tt.found}, res)
 			requireNothingSent(t, ends, sent)
 		})
 	}
-}
-
-// TestWriteReadOverFresh: nobody looks before the first request.
-func TestWriteReadOverFresh(t *testing.T) {
-	ends := opened(t)
-	send(t, ends.server, "503")
-	await(t, ends.c, Readable)
-	buf := make([]byte, 64)
-	res := ends.r.WriteReadOver(ends.client, []byte("request"), buf, true)
-	require.Equal(t, WriteReadResult{Wrote: 7, N: 3}, res)
-	expect(t, ends.server, "request")
 }
 
 func TestWriteReadOverErrors(t *testing.T) {
@@ -157,38 +167,50 @@ func TestWriteReadOverErrors(t *testing.T) {
 			_, _ = io.ReadFull(ends.server, make([]byte, 7))
 			_ = ends.server.Close()
 		}()
-		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 		require.Equal(t, WriteReadResult{Wrote: 7, Err: io.EOF}, res)
 	})
-	t.Run("an answer before a write fails", func(t *testing.T) {
+	t.Run("an answer after a write has failed", func(t *testing.T) {
 		ends := opened(t)
-		send(t, ends.server, "503")
-		await(t, ends.c, Readable)
 		ends.c.InterruptWrite()
-		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), true)
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 		require.True(t, res.WriteErr)
 		require.Equal(t, ErrInterrupted, res.Err)
 		require.Zero(t, res.Wrote)
+		send(t, ends.server, "503")
 		expect(t, ends.client, "503")
+	})
+	t.Run("stale after a deadline that has passed", func(t *testing.T) {
+		ends := opened(t)
+		buf, sent := make([]byte, 64), ends.c.BytesWritten()
+		require.NoError(t, ends.c.SetReadDeadline(longAgo()))
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), buf)
+		require.ErrorIs(t, res.Err, os.ErrDeadlineExceeded)
+		require.NoError(t, ends.c.SetReadDeadline(time.Time{}))
+		require.NoError(t, ends.server.CloseWrite())
+		await(t, ends.c, Readable)
+		res = ends.r.WriteReadOver(ends.client, []byte("request"), buf)
+		require.Equal(t, WriteReadResult{Stale: true, Found: Ended}, res)
+		requireNothingSent(t, ends, sent)
 	})
 	t.Run("a deadline that has passed", func(t *testing.T) {
 		ends := opened(t)
 		go echo(ends.server)
 		buf, sent := make([]byte, 64), ends.c.BytesWritten()
 		require.NoError(t, ends.c.SetReadDeadline(longAgo()))
-		res := ends.r.WriteReadOver(ends.client, []byte("request"), buf, false)
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), buf)
 		require.ErrorIs(t, res.Err, os.ErrDeadlineExceeded)
 		require.False(t, res.WriteErr)
 		require.Zero(t, res.Wrote)
 		require.Equal(t, sent, ends.c.BytesWritten())
 		require.NoError(t, ends.c.SetReadDeadline(time.Time{}))
-		res = ends.r.WriteReadOver(ends.client, []byte("request"), buf, false)
+		res = ends.r.WriteReadOver(ends.client, []byte("request"), buf)
 		require.Equal(t, WriteReadResult{Wrote: 7, N: 7}, res)
 	})
 	t.Run("a deadline while waiting", func(t *testing.T) {
 		ends := opened(t)
 		require.NoError(t, ends.c.SetReadDeadline(time.Now().Add(20*time.Millisecond)))
-		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 		require.ErrorIs(t, res.Err, os.ErrDeadlineExceeded)
 		require.Equal(t, 7, res.Wrote)
 		require.NoError(t, ends.c.SetReadDeadline(time.Time{}))
@@ -199,7 +221,7 @@ func TestWriteReadOverErrors(t *testing.T) {
 		ends := opened(t)
 		got := make(chan WriteReadResult, 1)
 		go func() {
-			got <- ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+			got <- ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 		}()
 		expect(t, ends.server, "request")
 		ends.c.Interrupt()
@@ -210,7 +232,7 @@ func TestWriteReadOverErrors(t *testing.T) {
 	t.Run("closed by us", func(t *testing.T) {
 		ends := opened(t)
 		require.NoError(t, ends.client.Close())
-		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64), false)
+		res := ends.r.WriteReadOver(ends.client, []byte("request"), make([]byte, 64))
 		require.True(t, res.WriteErr)
 		require.Error(t, res.Err)
 	})
@@ -221,7 +243,7 @@ func TestWriteReadOverShort(t *testing.T) {
 	ends := opened(t)
 	require.NoError(t, ends.c.NetConn().(*net.TCPConn).SetWriteBuffer(4<<10))
 	request := make([]byte, 1<<20)
-	res := ends.r.WriteReadOver(ends.client, request, make([]byte, 64), false)
+	res := ends.r.WriteReadOver(ends.client, request, make([]byte, 64))
 	require.Equal(t, WriteReadResult{}, res)
 	read := make(chan int, 1)
 	go func() {

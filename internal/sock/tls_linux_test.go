@@ -23,6 +23,10 @@ type gatedConn struct {
 	net.Conn
 	wrote atomic.Bool
 	gate  chan struct{}
+	// cut is how much of the next write goes out before rest is closed; 0: all.
+	// Set while the reader is held back.
+	cut  int
+	rest chan struct{}
 }
 
 func (g *gatedConn) Read(p []byte) (int, error) {
@@ -34,7 +38,17 @@ func (g *gatedConn) Read(p []byte) (int, error) {
 
 func (g *gatedConn) Write(p []byte) (int, error) {
 	g.wrote.Store(true)
-	return g.Conn.Write(p)
+	cut := g.cut
+	if g.cut = 0; cut == 0 {
+		return g.Conn.Write(p)
+	}
+	n, err := g.Conn.Write(p[:cut])
+	if err != nil {
+		return n, err
+	}
+	<-g.rest
+	m, err := g.Conn.Write(p[cut:])
+	return n + m, err
 }
 
 func tlsConfigs(t *testing.T) (client, server *tls.Config) {
