@@ -76,6 +76,7 @@ func (cl *call) failure(out *outcome) failure {
 		RetryInfo: RetryInfo{
 			Request: cl.req, Err: e, Attempt: cl.attempt, Reused: e.Reused, IdleTime: e.IdleTime,
 			BytesWritten: e.BytesWritten, Timeout: e.Timeout(), Refused: out.refused,
+			Leaving: out.leaving,
 		},
 		stale: out.stale, gotByte: out.gotByte, final: out.final || out.bodyErr, canceled: out.canceled,
 		rewindable: cl.rewindable(), noRetry: cl.opts.noRetry,
@@ -88,7 +89,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.firstHop())
 	}
-	if !first || cl.body != nil || cl.trace != nil { // code of the user's has run since
+	if !first || cl.req.Body != nil || cl.trace != nil { // code of the user's has run since
 		now = time.Now()
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})

@@ -52,7 +52,8 @@ func (ex *exchange) endUnread() {
 // mayRenegotiate reports whether TLS may shake hands again on c (not since TLS
 // 1.3), which for crypto/tls is over for good when a deadline passes meanwhile.
 func (c *config) mayRenegotiate(conn *conn) bool {
-	return conn.tls != nil && conn.tls.Version < tls.VersionTLS13 &&
+	// Of TLS within TLS only the version of the inner one is known.
+	return conn.tls != nil && (conn.tls.Version < tls.VersionTLS13 || conn.records() == nil) &&
 		c.tlsConfig != nil && c.tlsConfig.Renegotiation != tls.RenegotiateNever
 }
 
@@ -77,7 +78,7 @@ func (ex *exchange) watchSoon() {
 	}
 	ex.armed = true
 	soon := at.Sub(c.dialedAt)
-	if c.soon < soon-watchAfter/2 {
+	if c.soon == 0 || c.soon < soon-watchAfter/2 {
 		_ = c.setReadDeadline(at)
 		c.soon = soon
 	}

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive/internal/sock"
 )
 
 // TestConnSize: connections have a size class of the memory allocator (352 to
@@ -25,7 +27,11 @@ func TestConnSize(t *testing.T) {
 // the context is listened for at once where there may be one.
 func TestMayRenegotiate(t *testing.T) {
 	once := &tls.Config{Renegotiation: tls.RenegotiateOnceAsClient}
-	v12, v13 := &conn{tls: &tls.ConnectionState{Version: tls.VersionTLS12}}, &conn{tls: &tls.ConnectionState{Version: tls.VersionTLS13}}
+	below := tls.Client(sock.NewRecords(new(sock.Conn)), once)
+	v12 := &conn{nc: below, tls: &tls.ConnectionState{Version: tls.VersionTLS12}}
+	v13 := &conn{nc: below, tls: &tls.ConnectionState{Version: tls.VersionTLS13}}
+	within := &conn{nc: tls.Client(below, once), tls: v13.tls}
+	require.True(t, (&config{tlsConfig: once}).mayRenegotiate(within), "of the outer one")
 	require.True(t, (&config{tlsConfig: once}).mayRenegotiate(v12))
 	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(v13))
 	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(new(conn)))

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -359,7 +360,7 @@ func (s *stream) fail(err error) *outcome {
 		out.final, out.err.Err = true, named(err)
 	default:
 		v = drop(CloseReadError)
-		out.err.Err = s.lost(err, out.err.Reused, false)
+		out.leaving, out.err.Err = isLeaving(err), s.lost(err, out.err.Reused, false)
 	}
 	s.listen(out.err)
 	s.giveBack(v, false)
@@ -583,6 +584,14 @@ func isRefused(err error) bool {
 		return e.Code == refusedStream
 	}
 	return err.Error() == "http2: Transport received Server's graceful shutdown GOAWAY" // not exported
+}
+
+// isLeaving reports whether err says that the connection ended after a GOAWAY
+// without an error.
+func isLeaving(err error) bool {
+	said, _, _ := strings.Cut(err.Error(), ", debug=") // not exported
+	return strings.HasPrefix(said, "http2: server sent GOAWAY and closed the connection;") &&
+		strings.HasSuffix(said, ", ErrCode=NO_ERROR")
 }
 
 // isNotTaken reports whether err says that nothing was sent: the connection

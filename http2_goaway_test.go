@@ -222,6 +222,47 @@ func TestHTTP2GoAwayUnderLoad(t *testing.T) {
 	})
 }
 
+// TestHTTP2GoAwayAndGone: a server on its way out ends a fresh connection without
+// an answer, as Apache does in a reload. What may be repeated is, as it would not be
+// had the server said nothing, or named an error.
+func TestHTTP2GoAwayAndGone(t *testing.T) {
+	ends := map[string]func(*rawhttp2.Conn){
+		"NO_ERROR":       func(c *rawhttp2.Conn) { c.GoAway(1<<31-1, h2.ErrCodeNo) },
+		"INTERNAL_ERROR": func(c *rawhttp2.Conn) { c.GoAway(1<<31-1, h2.ErrCodeInternal) },
+		"nothing":        func(*rawhttp2.Conn) {},
+	}
+	for name, end := range ends {
+		for _, kind := range kinds {
+			t.Run(name+" "+kind.name, func(t *testing.T) {
+				script := func(conn int) rawhttp2.Script {
+					return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+						if conn > 0 {
+							echo(c, r)
+							return
+						}
+						end(c)
+						c.Close()
+					}}
+				}
+				overHTTP2(t, script, func(t *testing.T, w *h2net) {
+					req := kind.make(w)
+					got, err := roundTrip(w.tr, req)
+					if name == "NO_ERROR" && kind.idempotent && kind.rewindable {
+						require.NoError(t, err)
+						require.Equal(t, kind.body, got)
+						require.Equal(t, 2, w.Dials())
+						require.Equal(t, uint64(1), w.tr.Stats().Retries)
+					} else {
+						require.Error(t, err)
+						require.Equal(t, 1, w.Dials())
+					}
+					closedOnce(t, req)
+				})
+			})
+		}
+	}
+}
+
 // TestHTTP2GoAwayAtOnce: a server that takes nothing is not dialed for ever.
 func TestHTTP2GoAwayAtOnce(t *testing.T) {
 	script := func(int) rawhttp2.Script {

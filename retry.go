@@ -13,6 +13,7 @@ import (
 //	write failed with zero bytes accepted          retry           retry
 //	refused: HTTP/2 stream or GOAWAY               retry           retry
 //	reused connection ended before the first byte  retry           error
+//	the same of one that had been said to end      retry           error
 //	fresh connection ended before the first byte   error           error
 //	a response byte was read, timeout, cancelled   error           error
 //
@@ -58,6 +59,9 @@ type RetryInfo struct {
 	// Refused reports whether the server said that it has not processed the
 	// request (HTTP/2: RFC 9113 section 8.7).
 	Refused bool
+	// Leaving reports whether the server had said that the connection ends, for
+	// no fault of anybody's (HTTP/2: GOAWAY with NO_ERROR, RFC 9113 section 6.8).
+	Leaving bool
 	// Timeout reports whether a timeout or the end of the context caused it.
 	Timeout bool
 }
@@ -74,7 +78,7 @@ func (i RetryInfo) Safe() bool {
 		return false
 	case i.BytesWritten == 0, i.Refused:
 		return true
-	case !i.Reused:
+	case !i.Reused && !i.Leaving:
 		return false
 	}
 	return i.Idempotent()

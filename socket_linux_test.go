@@ -208,3 +208,46 @@ func TestRequestTimeoutLeavesNothing(t *testing.T) {
 	require.NoError(t, q.own(t.Context(), tr))
 	require.EqualValues(t, 1, tr.Stats().Dials)
 }
+
+// bodyFunc is a request body that is code.
+type bodyFunc func()
+
+func (f bodyFunc) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
+}
+
+// TestCancelOnAYoungerConn: a request that has taken its time before it asks for a
+// connection, and gets one that was dialed since, ends with its context.
+func TestCancelOnAYoungerConn(t *testing.T) {
+	srv := faultserver.New(t, func(x *faultserver.Exchange) {
+		if x.Request.URL.Path == "/hang" {
+			x.Hang()
+			return
+		}
+		slowly(x)
+	})
+	tr := open(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	body := bodyFunc(func() { // of unknown length, and empty
+		elapse(10 * time.Millisecond)
+		err := question{method: http.MethodGet, url: srv.URL + "/quick", id: "1"}.own(context.Background(), tr)
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	failed := make(chan error, 1)
+	go func() {
+		_, _, err := question{method: http.MethodGet, url: srv.URL + "/hang", body: body}.ask(ctx, tr)
+		failed <- err
+	}()
+	select {
+	case err := <-failed:
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	case <-time.After(10 * time.Second):
+		require.NoError(t, tr.Close())
+		t.Fatalf("not cancelled: %v", <-failed)
+	}
+	require.EqualValues(t, 1, tr.Stats().Dials)
+}

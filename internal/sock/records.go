@@ -3,6 +3,7 @@ package sock
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
 )
 
@@ -73,7 +74,7 @@ func (r *Records) WriteReadOver(secure net.Conn, p, buf []byte) WriteReadResult 
 	case res.Stale, res.WriteErr:
 	case n > 0:
 		res = WriteReadResult{Stale: true, Found: Readable}
-	case isTimeout(err), res.Err != nil:
+	case errors.Is(err, os.ErrDeadlineExceeded), res.Err != nil: // not a timeout of the kernel's
 		return WriteReadResult{Err: err}
 	default: // close_notify, or what is no TLS
 		res = WriteReadResult{Stale: true, Found: Ended}
@@ -155,11 +156,6 @@ func (r *Records) step(p []byte) (int, error) {
 	r.short = true
 	r.held.b = append(r.held.b[:0], held[res.Wrote:]...)
 	return 0, ErrWouldBlock
-}
-
-func isTimeout(err error) bool {
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout()
 }
 
 // records follows the records of a stream (RFC 8446 section 5.1): a header of
