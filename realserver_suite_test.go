@@ -474,10 +474,11 @@ func (f *flow) run(t *testing.T, b *backend, stop <-chan struct{}) {
 }
 
 // wasCutOff reports whether the server ended the connection within its answer,
-// which no client can mend: Caddy does, on a loaded machine.
+// which no client can mend: Caddy does, on a loaded machine; or whether it failed
+// by its own word, with an error code of its library's: Apache does, in a reload.
 func wasCutOff(err error) bool {
 	e, ok := errors.AsType[*keepalive.Error](err)
-	return ok && e.Phase == keepalive.PhaseBody
+	return ok && (e.Phase == keepalive.PhaseBody || strings.Contains(e.Error(), `debug="The user callback function failed"`))
 }
 
 // reload gives the server its next configuration, and waits until it answers
