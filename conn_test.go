@@ -14,7 +14,7 @@ import (
 // TestConnSize: connections have a size class of the memory allocator (352 to
 // 384 bytes) to themselves. In one with what requests leave behind they would lie
 // scattered between that: with the map of a header, which takes 352, an idle
-// connection cost 290 bytes more, as a sock.Conn and a conn apart 680.
+// connection cost 290 bytes more, as a sock.Conn and a conn apart 560.
 func TestConnSize(t *testing.T) {
 	if bits.UintSize != 64 {
 		t.Skip("for 64 bits")
@@ -31,10 +31,9 @@ func TestMayRenegotiate(t *testing.T) {
 	v12 := &conn{nc: below, tls: &tls.ConnectionState{Version: tls.VersionTLS12}}
 	v13 := &conn{nc: below, tls: &tls.ConnectionState{Version: tls.VersionTLS13}}
 	within := &conn{nc: tls.Client(below, once), tls: v13.tls}
-	require.True(t, (&config{tlsConfig: once}).mayRenegotiate(within), "of the outer one")
-	require.True(t, (&config{tlsConfig: once}).mayRenegotiate(v12))
-	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(v13))
-	require.False(t, (&config{tlsConfig: once}).mayRenegotiate(new(conn)))
-	require.False(t, (&config{tlsConfig: new(tls.Config)}).mayRenegotiate(v12))
-	require.False(t, new(config).mayRenegotiate(v12))
+	require.True(t, (&dialer{tls: once}).mayRenegotiate(within), "of the outer one")
+	require.True(t, (&dialer{tls: once}).mayRenegotiate(v12))
+	require.False(t, (&dialer{tls: once}).mayRenegotiate(v13))
+	require.False(t, (&dialer{tls: once}).mayRenegotiate(new(conn)))
+	require.False(t, (&dialer{tls: new(tls.Config)}).mayRenegotiate(v12))
 }

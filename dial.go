@@ -197,6 +197,14 @@ func (d *dialer) startTLS(ctx context.Context, c *conn, h hop, cfg *tls.Config) 
 	return nil
 }
 
+// mayRenegotiate reports whether TLS may shake hands again on c (not since TLS
+// 1.3), which for crypto/tls is over for good when a deadline passes meanwhile. Of
+// TLS within TLS only the version of the inner one is known.
+func (d *dialer) mayRenegotiate(c *conn) bool {
+	return c.tls != nil && d.tls.Renegotiation != tls.RenegotiateNever &&
+		(c.tls.Version < tls.VersionTLS13 || c.records() == nil)
+}
+
 // newConn makes a connection of nc. TLS, and TLS within TLS, goes on top: the
 // socket below stays ours to look at.
 func newConn(nc net.Conn, rtt time.Duration) *conn {

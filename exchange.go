@@ -82,7 +82,7 @@ func (t *Transport) newExchange(cl *call, c *conn, now time.Time) *exchange {
 	ex.rd = wire.GetReader(c.nc)
 	c.sc.SetWriteTimeout(cl.limit.write)
 	ex.unwatched = cl.mayEnd()
-	if cl.body != nil || !c.sc.Direct() || t.cfg.mayRenegotiate(c) {
+	if cl.body != nil || !c.sc.Direct() || t.dialer.mayRenegotiate(c) {
 		ex.watch()
 	}
 	return ex
@@ -93,8 +93,8 @@ func (ex *exchange) arm() {
 	if hard := ex.cl.hard; !hard.at.IsZero() {
 		ex.mu.Lock()
 		defer ex.mu.Unlock()
-		ex.armed, ex.readEnd, ex.c.soon = true, hard, 0
-		_ = ex.c.sc.SetDeadline(hard.at)
+		ex.armed, ex.readEnd = true, hard
+		_ = ex.c.setDeadline(hard.at)
 	}
 }
 
@@ -514,7 +514,7 @@ func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
 	ex.mu.Lock()
 	ex.released = true
 	if ex.armed && !ex.interrupted {
-		_ = ex.c.sc.SetDeadline(time.Time{})
+		_ = ex.c.setDeadline(time.Time{})
 	}
 	ex.mu.Unlock()
 	ex.unwatch()
@@ -541,11 +541,9 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 		v = drop(CloseCanceled)
 	}
 	// watchSoon's deadline may stay, for the next one.
-	if ex.armed && (ex.c.soon == 0 || !ex.cl.hard.at.IsZero()) && v.reason == CloseNone {
-		ex.c.soon = 0
-		if ex.c.sc.SetDeadline(time.Time{}) != nil {
-			v = drop(CloseReadError) // the next request would inherit the deadline
-		}
+	stays := ex.c.soon != 0 && ex.cl.hard.at.IsZero()
+	if ex.armed && !stays && v.reason == CloseNone && ex.c.setDeadline(time.Time{}) != nil {
+		v = drop(CloseReadError) // the next request would inherit the deadline
 	}
 	ex.mu.Unlock()
 	ex.unwatch()

@@ -2,8 +2,8 @@
 // what has arrived without taking it (Peek), a whole exchange in one step
 // (WriteRead), reads and writes that never wait (TryRead, SetNonblock), writes
 // that are watched for progress (SetWriteTimeout), an end that cannot be taken
-// back (Interrupt), and one goroutine that hears when any of many peers hangs
-// up (Watcher).
+// back (Interrupt), the exchange in one step for TLS (Records), and one goroutine
+// that hears when any of many peers hangs up (Watcher).
 //
 //	platform                               Peek, Direct   Watcher   acknowledgements seen
 //	linux                                  yes            epoll     yes
