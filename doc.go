@@ -66,12 +66,13 @@
 //	                     lifecycle.go, expiry.go, learned.go: until when
 //	conn.go              one connection
 //	dial.go, proxy.go    how it comes to be: a stream, TLS, the protocol
-//	request.go, send.go  a request as it is sent; its body
+//	request.go           a request in the form in which it is sent
+//	send.go              sending it: the first turn, and a body that follows
 //	call.go              one request: its attempts; failure.go: what a failed
 //	                     one means
 //	exchange.go          one request and its answer on one connection
 //	cancel.go            how its end reaches it from outside
-//	http2.go             the same on an HTTP/2 connection
+//	http2.go             the same on an HTTP/2 connection; http2body.go: its bodies
 //	http2socket.go       what the pool hears from there; frames.go: by which frames
 //	body.go, gzip.go     the answer's body, and the connection of a 101 or CONNECT
 //	identity.go          whose a connection is, if that counts (pure)
