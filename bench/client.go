@@ -89,6 +89,8 @@ func newClient(name string, p *place) (client, error) {
 		return newFastHTTP(p), nil
 	case nameHertz:
 		return newHertz(p)
+	case nameTypes:
+		return newTypes(p)
 	case nameFloor:
 		return newFloor(p), nil
 	}

@@ -22,7 +22,7 @@ type floor struct {
 	idle [][]net.Conn // by host, the newest last. Guarded by mu.
 }
 
-func newFloor(p *place) client {
+func newFloor(p *place) *floor {
 	head, rest := answer(p.scenario)
 	var b bytes.Buffer
 	if p.body == nil {

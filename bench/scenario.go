@@ -78,12 +78,18 @@ const (
 	nameNetHTTP   = "nethttp"
 	nameFastHTTP  = "fasthttp"
 	nameHertz     = "hertz"
+	nameTypes     = "types"
 	nameFloor     = "floor"
 )
 
 // allClients are the names in the order of the table. The first is the
 // measure of the others.
 func allClients() []string {
+	return []string{nameNetHTTP, nameKeepalive, nameFastHTTP, nameHertz, nameTypes, nameFloor}
+}
+
+// idleClients are all but types, whose idle connections are floor's.
+func idleClients() []string {
 	return []string{nameNetHTTP, nameKeepalive, nameFastHTTP, nameHertz, nameFloor}
 }
 
@@ -152,12 +158,12 @@ func idleScenarios() []scenario {
 	return []scenario{
 		{
 			name: "idle-10000", title: "10,000 idle connections",
-			kind: kindIdle, conns: 10000, restless: true,
+			kind: kindIdle, conns: 10000, restless: true, clients: idleClients(),
 			targets: []target{atMost(metricMemory, 2048), atMost(metricGoroutines, 0), atMost(metricIdleCPU, 2)},
 		},
 		{
 			name: "idle-tls-2000", title: "2,000 idle TLS connections",
-			kind: kindIdle, conns: 2000, tls: true,
+			kind: kindIdle, conns: 2000, tls: true, clients: idleClients(),
 			targets: []target{atMost(metricMemory, 14<<10), atMost(metricGoroutines, 0)},
 		},
 		{
