@@ -89,7 +89,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.firstHop())
 	}
-	if !first || cl.req.Body != nil || cl.trace != nil { // code of the user's has run since
+	if !first || cl.req.Body != nil && cl.inline == nil || cl.trace != nil { // code of the user's has run since
 		now = time.Now()
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
