@@ -139,7 +139,7 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 		case <-hard:
 			err = ErrRequestTimeout
 		case <-limit:
-			if !p.starved(w) { // a dial is under way for it, with a limit of its own
+			if !p.limited(w) { // a dial is under way for it, with a limit of its own
 				acquire.Reset(cl.limit.acquire)
 				continue
 			}

@@ -70,7 +70,7 @@ func (ex *exchange) stale(reason CloseReason) *outcome {
 	ex.c.served-- // it has not served this one
 	ex.t.pool.noteStale(ex.c.host)
 	ex.rd.Free()
-	ex.giveBack(time.Now(), drop(reason), false)
+	ex.giveBack(time.Now(), dropUnused(reason), false)
 	return out
 }
 

@@ -257,7 +257,7 @@ func (s *stream) fail(err error) *outcome {
 	case bodyErr != nil:
 		out.err.Err = bodyError(bodyErr)
 	case isNotTaken(err):
-		v = drop(CloseStale)
+		v = dropUnused(CloseStale)
 		s.notTaken(out, err)
 	case isRefused(err):
 		out.refused, out.err.Err = true, named(err)

@@ -168,7 +168,7 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 		host: h, ctx: want.ctx, ready: make(chan grant, 1), fresh: want.fresh, since: now,
 	}
 	p.enqueueLocked(w, &do)
-	if n := p.cfg.maxWaiters; n > 0 && w.starving() && h.starving.Len() > n {
+	if n := p.cfg.maxWaiters; n > 0 && p.limitedLocked(w) && h.starving.Len() > n {
 		p.leaveLocked(w, now)
 		return got, do, ErrTooManyWaiters
 	}
@@ -296,7 +296,7 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		p.endRequestLocked()
 	}
 	c.users--
-	if v.reason != CloseStale {
+	if !v.unused {
 		p.countReuseLocked(c)
 	}
 	if v.reason != CloseNone {
@@ -339,6 +339,12 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 		}
 	}
 	reason := p.unfitLocked(c, now)
+	if reason == CloseNone && p.owedLocked(c, now) {
+		reason = CloseEvicted
+		if p.blocked.Remove(&h.blocked) {
+			p.blocked.Push(&h.blocked) // behind it
+		}
+	}
 	p.grantLocked(c, reason, now)
 	if c.users > 0 {
 		if reason != CloseNone {
@@ -348,6 +354,13 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 		p.shareLocked(c)
 		return
 	}
+	p.restLocked(c, reason, now, do)
+}
+
+// restLocked makes c, which nobody has a use for, idle, unless reason says that
+// it is not fit for that, or a limit that one has to go.
+func (p *pool) restLocked(c *conn, reason CloseReason, now time.Time, do *todo) {
+	h := c.host
 	switch {
 	case reason != CloseNone:
 		p.dropLocked(c, reason, do)
@@ -376,7 +389,7 @@ func (p *pool) grantLocked(c *conn, reason CloseReason, now time.Time) {
 	// One that has just been dialed goes to its waiter whatever has become of
 	// it, or a server that hangs up at once would be dialed for ever.
 	for c.hasRoom() && (reason == CloseNone || c.served == 0) {
-		w := c.host.waiterFor(c)
+		w := p.waiterForLocked(c)
 		if w == nil {
 			return
 		}

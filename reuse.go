@@ -174,9 +174,13 @@ type verdict struct {
 	ReuseVerdict
 	// reason is why it is not kept; CloseNone when it is.
 	reason CloseReason
+	// unused: it was dropped before anything of the request was written.
+	unused bool
 }
 
 func drop(r CloseReason) verdict { return verdict{reason: r} }
+
+func dropUnused(r CloseReason) verdict { return verdict{reason: r, unused: true} }
 
 // judge decides by the head of the answer, in this order:
 //

@@ -106,7 +106,7 @@ func TestPoolReusesAreUses(t *testing.T) {
 	require.Equal(t, uint64(1), b.p.stats().Reuses)
 	b.acquire("a", false)
 	c.served-- // as exchange.stale does
-	b.release(c, drop(CloseStale))
+	b.release(c, dropUnused(CloseStale))
 	require.Equal(t, uint64(1), b.p.stats().Reuses)
 	b.settle()
 }

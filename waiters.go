@@ -31,6 +31,17 @@ type waiter struct {
 // starving reports whether w waits without a dial under way for it.
 func (w *waiter) starving() bool { return w.place.Queued() && w.dial == nil }
 
+// hold is why the starving waiters of a host get no dial.
+type hold uint8
+
+const (
+	holdNone  hold = iota
+	holdSay        // a connection is about to say how many requests it takes
+	holdShare      // the connection that there is has to do
+	holdHost       // maxConnsPerHost
+	holdTotal      // maxConns alone
+)
+
 // grant is what a waiter is given: a leased connection, or why there is none.
 type grant struct {
 	c   *conn
@@ -48,6 +59,8 @@ type dial struct {
 	// overdue: it takes long, and is for one waiter at most. many is set when it
 	// is made and never changed.
 	done, many, overdue bool
+	// since is when the waiter came that it was started for. Never changed.
+	since time.Time
 	// ctx has the values of the request that the dial was started for, not
 	// its cancellation; cancel ends it. Set when it is made; never changed.
 	ctx    context.Context //nolint:containedctx // of the dialing goroutine
@@ -67,10 +80,14 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 	p.fillLocked(h, do)
 }
 
-// makeRoomLocked evicts an idle connection if w needs its slot.
+// makeRoomLocked evicts an idle connection if w needs its slot, or has got one
+// above the limit as the first of its host.
 func (p *pool) makeRoomLocked(w *waiter, do *todo) {
 	h := w.host
 	if !w.starving() {
+		if n := p.cfg.maxConns; n > 0 && p.all.slots()-p.all.closing > n && p.idleConns.Len() > 0 {
+			p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
+		}
 		return
 	}
 	switch {
@@ -113,38 +130,64 @@ func (p *pool) feedLocked(w *waiter) {
 }
 
 // fillLocked sees to dials for the starving waiters of h: those under way that
-// have room, and new ones as far as the limits allow. A connection that is
-// about to say how much it takes is heard first.
+// have room, and new ones as far as the limits allow. A dial that takes long
+// already, and that a request has given up on, is good enough only where a new
+// one is not allowed: whoever it connects to may never answer.
 func (p *pool) fillLocked(h *host, do *todo) {
-	p.blocked.Remove(&h.blocked)
-	for _, dials := range [...]*queue.Queue[*dial]{&h.boarding, &h.orphans} {
-		for e := dials.Front(); e != nil && h.starving.Len() > 0; e = dials.Front() {
-			p.boardLocked(e.Value)
-		}
+	for e := h.boarding.Front(); e != nil && h.starving.Len() > 0; e = h.boarding.Front() {
+		p.boardLocked(e.Value)
 	}
-	for h.starving.Len() > 0 && !h.aboutToSay() {
-		if p.cfg.http2 != nil && p.cfg.http2.StrictMaxConcurrentRequests && h.shares() && h.dialing-h.overdue+h.serving+h.closing > 0 {
+	for h.starving.Len() > 0 {
+		first, hold := h.starving.Front().Value, p.holdLocked(h)
+		orphan := h.orphans.Front()
+		switch {
+		case orphan != nil && (hold != holdNone || first.since.Sub(orphan.Value.since) < dialPatience):
+			p.boardLocked(orphan.Value)
+		case hold == holdTotal:
+			p.blocked.Push(&h.blocked) // where it was, unless it has just had its turn
 			return
-		}
-		if n := p.cfg.maxConnsPerHost; n > 0 && h.slots() >= n {
+		case hold != holdNone:
+			p.blocked.Remove(&h.blocked)
 			return
+		default:
+			p.blocked.Remove(&h.blocked)
+			p.dialLocked(first, do)
 		}
-		if p.fullLocked() && h.slots() > 0 {
-			p.blocked.Push(&h.blocked)
-			return
-		}
-		w := h.starving.Front().Value
-		d := &dial{host: h, many: h.perConn > 1}
-		d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx)) //nolint:fatcontext // each dial has its own
-		d.place.Value = d
-		p.boardLocked(d)
-		h.dialing++
-		p.all.dialing++
-		h.Dials++
-		p.all.Dials++
-		do.dial = append(do.dial, d)
 	}
 }
+
+// dialLocked begins a dial for w.
+func (p *pool) dialLocked(w *waiter, do *todo) {
+	h := w.host
+	d := &dial{host: h, many: h.perConn > 1, since: w.since}
+	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx))
+	d.place.Value = d
+	p.boardLocked(d)
+	h.dialing++
+	p.all.dialing++
+	h.Dials++
+	p.all.Dials++
+	do.dial = append(do.dial, d)
+}
+
+// holdLocked returns why h may not dial once more.
+func (p *pool) holdLocked(h *host) hold {
+	strict := p.cfg.http2 != nil && p.cfg.http2.StrictMaxConcurrentRequests
+	switch n := p.cfg.maxConnsPerHost; {
+	case h.aboutToSay():
+		return holdSay
+	case strict && h.shares() && h.dialing-h.overdue+h.serving+h.closing > 0:
+		return holdShare
+	case n > 0 && h.slots() >= n:
+		return holdHost
+	case p.fullLocked() && h.slots() > 0:
+		return holdTotal
+	}
+	return holdNone
+}
+
+// limitedLocked reports whether a limit keeps w from a dial of its own.
+func (p *pool) limitedLocked(w *waiter) bool { return w.starving() && p.holdLocked(w.host) > holdSay }
 
 // shares reports whether the connections of h take, or may take, several
 // requests at a time.
@@ -184,8 +227,11 @@ func (p *pool) fullLocked() bool {
 
 // freedLocked hands out a slot that h has just given back.
 func (p *pool) freedLocked(h *host, do *todo) {
-	if !h.blocked.Queued() || h.slots() == 0 { // the first one is always allowed
-		p.fillLocked(h, do)
+	hold := p.holdLocked(h)
+	if h.starving.Len() > 0 && h.slots() > 0 && p.blocked.Len() > 0 && (hold == holdNone || hold == holdTotal) {
+		p.blocked.Push(&h.blocked) // behind those that have waited for a slot
+	} else {
+		p.fillLocked(h, do) // the first one of a host is always allowed
 	}
 	for p.blocked.Len() > 0 && !p.fullLocked() {
 		p.fillLocked(p.blocked.Front().Value, do)
@@ -219,8 +265,8 @@ func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
 		h := w.host
 		dialing = w.dial != nil
 		p.leaveLocked(w, now)
-		if h.orphans.Len() > maxOrphans {
-			d := h.orphans.Front().Value
+		if h.orphans.Len() > maxOrphans { // the oldest has come farthest
+			d := h.orphans.Back().Value
 			h.orphans.Remove(&d.place)
 			do.cancel = append(do.cancel, d)
 		}
@@ -246,11 +292,11 @@ func (p *pool) acquireTimeout(w *waiter) error {
 	}
 }
 
-// starved reports whether w still waits without a dial under way for it.
-func (p *pool) starved(w *waiter) bool {
+// limited is limitedLocked for a request whose time to wait is over.
+func (p *pool) limited(w *waiter) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return w.starving()
+	return p.limitedLocked(w)
 }
 
 // dialed takes over what came of d: a connection, or why there is none. A dial
@@ -320,13 +366,42 @@ func (p *pool) expectLocked(h *host, c *conn) {
 	h.guessed = false
 }
 
-// waiterFor returns the oldest waiter that can use c, or nil. To share a
-// connection that was dialed since it waits is as good as to have one alone.
-func (h *host) waiterFor(c *conn) *waiter {
+// waiterForLocked returns the oldest waiter that can use c, or nil; nil, too, if
+// an older one can use only its slot. To share a connection that was dialed since
+// it waits is as good as to have one alone.
+func (p *pool) waiterForLocked(c *conn) *waiter {
+	h := c.host
 	for e := h.waiters.Front(); e != nil; e = e.Next() {
-		if w := e.Value; !w.fresh || c.served == 0 || c.shares && c.dialedAt.After(w.since) {
+		w := e.Value
+		if !w.fresh || c.served == 0 || c.shares && c.dialedAt.After(w.since) {
 			return w
+		}
+		if c.users == 0 && h.closing == 0 && w.starving() && p.holdLocked(h) >= holdHost {
+			return nil
 		}
 	}
 	return nil
+}
+
+// fairWait is how long a request waits while connections go from request to
+// request of another host, before one of them is closed for it (WithMaxConns).
+// At each turn that would mean to dial all the time.
+const fairWait = 100 * time.Millisecond
+
+// owedLocked reports whether the slot of c, which its own host could use, is due
+// to a request for another one that has come before and waited for fairWait. Each host
+// keeps one.
+func (p *pool) owedLocked(c *conn, now time.Time) bool {
+	if p.blocked.Len() == 0 || c.users > 0 || c.served == 0 {
+		return false
+	}
+	e := p.blocked.Front()
+	if e.Value == c.host {
+		e = e.Next()
+	}
+	if e == nil || c.host.slots() == 1 || p.all.closing > 0 {
+		return false
+	}
+	w, own := e.Value.starving.Front().Value, c.host.waiters.Front()
+	return now.Sub(w.since) >= fairWait && (own == nil || w.since.Before(own.Value.since))
 }
