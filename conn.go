@@ -1,6 +1,7 @@
 package keepalive
 
 import (
+	"cmp"
 	"crypto/tls"
 	"net"
 	"net/http"
@@ -202,8 +203,8 @@ func (c *conn) expired(now time.Time) CloseReason {
 // check returns why c must not be used, before anything is written, or
 // CloseNone: nothing may have arrived since its last answer, and the peer must
 // still be there. What arrived unasked could be taken for the answer to the
-// next request.
-func (c *conn) check() CloseReason {
+// next request. run starts a goroutine, which ends with c at the latest.
+func (c *conn) check(run func(func())) CloseReason {
 	if c.parked != nil {
 		return c.unpark()
 	}
@@ -222,21 +223,21 @@ func (c *conn) check() CloseReason {
 		}
 		return CloseNone
 	}
-	return c.checkWrapped()
+	return c.checkWrapped(run)
 }
 
 // checkWrapped is check for a connection with something of the user's between
 // us and the socket, which may read ahead and may take bytes for itself.
-func (c *conn) checkWrapped() CloseReason {
+func (c *conn) checkWrapped(run func(func())) CloseReason {
 	switch c.sc.Peek() {
 	case sock.Ended:
 		return CloseStale
 	case sock.Quiet:
 		// Nothing is in the socket: what has been read ahead comes at once,
 		// deadline or not.
-		return c.probeUntil(time.Unix(1, 0))
+		return c.probeUntil(run, time.Unix(1, 0))
 	case sock.Readable:
-		if reason := c.probeUntil(time.Now().Add(probeWait)); reason != CloseNone {
+		if reason := c.probeUntil(run, time.Now().Add(probeWait)); reason != CloseNone {
 			return reason
 		}
 		// The deadline may have passed before the read was tried.
@@ -247,7 +248,7 @@ func (c *conn) checkWrapped() CloseReason {
 	case sock.Unknown:
 	}
 	// It hides its socket, and was not parked because it has not served.
-	return c.probeUntil(time.Now().Add(probeWait))
+	return c.probeUntil(run, time.Now().Add(probeWait))
 }
 
 // probeWait is how long a probe of a connection that cannot be read without
@@ -261,7 +262,11 @@ func (c *conn) probe() CloseReason {
 	var b [1]byte
 	c.sc.SetNonblock(true)
 	defer c.sc.SetNonblock(false)
+	wrote := c.sc.BytesWritten()
 	reason := heard(c.nc.Read(b[:]))
+	if reason == CloseNone && c.tls != nil && c.tls.Version < tls.VersionTLS13 && c.sc.BytesWritten() != wrote {
+		return CloseStale // the peer asked to shake hands again, which does not survive this
+	}
 	if r := c.records(); reason == CloseNone && r != nil && r.Within() {
 		return CloseProtocolError
 	}
@@ -302,17 +307,17 @@ func (c *conn) writeRest(p []byte, wrote int) error {
 	return err
 }
 
-// probeUntil is probe with a deadline.
-func (c *conn) probeUntil(deadline time.Time) CloseReason {
-	var b [1]byte
+// probeUntil is probe with a deadline, which a wrapper may not heed.
+func (c *conn) probeUntil(run func(func()), deadline time.Time) CloseReason {
 	if c.sc.SetReadDeadline(deadline) != nil {
 		return CloseStale
 	}
-	reason := heard(c.nc.Read(b[:]))
-	if c.sc.SetReadDeadline(time.Time{}) != nil {
+	r := &parkedRead{done: make(chan struct{})}
+	run(func() { r.read(c.nc) })
+	if r.await() != nil || c.sc.SetReadDeadline(time.Time{}) != nil {
 		return CloseStale
 	}
-	return reason
+	return heard(r.n, r.err)
 }
 
 // heard returns what a read that should have heard nothing says of its
@@ -349,22 +354,28 @@ func (c *conn) calm() {
 // parkedRead is a read that is under way while a connection that hides its
 // socket is idle: the only way to hear from its peer.
 type parkedRead struct {
-	done chan struct{} // closed when the read has returned
-	n    int           // valid after done
-	err  error         // valid after done
+	done  chan struct{} // closed when the read has returned
+	n     int           // valid after done
+	err   error         // valid after done
+	ended atomic.Bool   // unpark wants it to return
+}
+
+func (r *parkedRead) read(from net.Conn) {
+	var b [1]byte
+	r.n, r.err = from.Read(b[:])
+	close(r.done)
 }
 
 // park starts the read. gone is called if it ends before unpark, from the
-// goroutine that reads. That goroutine ends with unpark or with the
+// goroutine that reads: nobody listens any more then, even if it ended by a
+// deadline of the wrapper's own. That goroutine ends with unpark or with the
 // connection.
 func (c *conn) park(run func(func()), gone func()) {
 	r := &parkedRead{done: make(chan struct{})}
 	c.parked = r
 	run(func() {
-		var b [1]byte
-		r.n, r.err = c.nc.Read(b[:])
-		close(r.done)
-		if r.n > 0 || !isTimeout(r.err) {
+		r.read(c.nc)
+		if r.n > 0 || !isTimeout(r.err) || !r.ended.Load() {
 			gone()
 		}
 	})
@@ -395,6 +406,12 @@ func (r *parkedRead) await() error {
 func (c *conn) unpark() CloseReason {
 	r := c.parked
 	c.parked = nil
+	select {
+	case <-r.done:
+		return cmp.Or(heard(r.n, r.err), CloseStale) // it ended by itself
+	default:
+	}
+	r.ended.Store(true)
 	err := c.sc.SetReadDeadline(time.Unix(1, 0))
 	if err == nil {
 		err = r.await()

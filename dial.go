@@ -211,7 +211,7 @@ func newConn(nc net.Conn, rtt time.Duration) *conn {
 	c := &conn{rtt: rtt, protocol: http1{}, capacity: 1}
 	c.sc.Init(nc)
 	c.nc = &c.sc
-	c.checkable = c.sc.HasSocket() || c.sc.SetReadDeadline(time.Time{}) == nil
+	c.checkable = c.sc.SetDeadline(time.Time{}) == nil || c.sc.HasSocket() // a dial function's has no say in requests
 	return c
 }
 

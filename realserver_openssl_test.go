@@ -18,48 +18,84 @@ import (
 	"github.com/keepalive-http/keepalive/internal/faultserver"
 )
 
-// TestKeyUpdates: OpenSSL changes its keys while the connection is idle, and
-// asks us to do so too.
-func TestKeyUpdates(t *testing.T) {
+// opensslServer is openssl s_server: what is written to its standard input goes to
+// the client, but for lines that begin with the letter of a command.
+type opensslServer struct {
+	addr   string
+	client *tls.Config
+	out    *lockedBuffer
+	exited <-chan struct{}
+	hears  func(what string)
+	says   func(what string)
+}
+
+func startOpenSSL(t *testing.T, version string) opensslServer {
 	path := program(t, "openssl")
 	dir, addr := t.TempDir(), freeAddrs(t, 1)[0]
 	roots := writeCert(t, dir)
-	// What is written to its standard input goes to the client, but for lines
-	// that begin with the letter of a command.
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), path,
-		"s_server", "-accept", addr, "-cert", "cert.pem", "-key", "key.pem", "-tls1_3")
+		"s_server", "-accept", addr, "-cert", "cert.pem", "-key", "key.pem", version)
 	cmd.Dir = dir
 	stdin, err := cmd.StdinPipe()
 	require.NoError(t, err)
-	var out lockedBuffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	exited := start(t, cmd)
-	hears := func(what string) {
-		t.Helper()
-		eventually(t, func() bool { return strings.Contains(out.String(), what) }, what)
+	out := new(lockedBuffer)
+	cmd.Stdout, cmd.Stderr = out, out
+	s := opensslServer{
+		addr: addr, client: &tls.Config{RootCAs: roots}, out: out, exited: start(t, cmd),
+		hears: func(what string) {
+			t.Helper()
+			eventually(t, func() bool { return strings.Contains(out.String(), what) }, what)
+		},
+		says: func(what string) {
+			t.Helper()
+			_, err := io.WriteString(stdin, what)
+			require.NoError(t, err)
+		},
 	}
-	says := func(what string) {
-		t.Helper()
-		_, err := io.WriteString(stdin, what)
-		require.NoError(t, err)
-	}
-	hears("ACCEPT")
-	tr := open(t, keepalive.WithTLSConfig(&tls.Config{RootCAs: roots}))
+	s.hears("ACCEPT")
+	return s
+}
+
+// answers makes a request with a streamed body and answers it.
+func (s opensslServer) answers(t *testing.T, rt http.RoundTripper, id string) {
+	t.Helper()
+	asked := make(chan error, 1)
+	go func() { asked <- streamed("https://"+s.addr, id).own(t.Context(), rt) }()
+	s.hears(id)
+	s.says(faultserver.Response(http.StatusOK, id))
+	require.NoError(t, <-asked, id)
+}
+
+// TestKeyUpdates: OpenSSL changes its keys while the connection is idle, and
+// asks us to do so too.
+func TestKeyUpdates(t *testing.T) {
+	s := startOpenSSL(t, "-tls1_3")
+	tr := open(t, keepalive.WithTLSConfig(s.client))
 	for i, command := range []string{"k\n", "K\n", "K\n", "k\n", "k\n"} { // K: both sides
-		asked := make(chan error, 1)
-		id := fmt.Sprint("request ", i)
-		go func() { asked <- streamed("https://"+addr, id).own(t.Context(), tr) }()
-		hears(id)
-		says(faultserver.Response(http.StatusOK, id))
-		require.NoError(t, <-asked, id)
-		says(command)
+		s.answers(t, tr, fmt.Sprint("request ", i))
+		s.says(command)
 		elapse(10 * arrivalWait)
 	}
-	s := tr.Stats()
-	require.EqualValues(t, 1, s.Opened, "%v", s.Closed)
-	require.EqualValues(t, 4, s.Reuses)
-	require.Zero(t, s.StaleChecks)
-	says("Q\n")
-	<-exited
-	require.Equal(t, 5, strings.Count(out.String(), "SSL_do_handshake -> 1"), "key updates: %s", &out)
+	stats := tr.Stats()
+	require.EqualValues(t, 1, stats.Opened, "%v", stats.Closed)
+	require.EqualValues(t, 4, stats.Reuses)
+	require.Zero(t, stats.StaleChecks)
+	s.says("Q\n")
+	<-s.exited
+	require.Equal(t, 5, strings.Count(s.out.String(), "SSL_do_handshake -> 1"), "key updates: %s", s.out)
+}
+
+// TestRenegotiationWhileIdle: a handshake that begins in the look for a stale
+// connection is cut off there, which TLS does not forgive.
+func TestRenegotiationWhileIdle(t *testing.T) {
+	s := startOpenSSL(t, "-tls1_2")
+	s.client.Renegotiation = tls.RenegotiateFreelyAsClient
+	tr := open(t, keepalive.WithTLSConfig(s.client))
+	s.answers(t, tr, "request 1")
+	s.says("r\n")
+	elapse(10 * arrivalWait)
+	s.answers(t, tr, "request 2")
+	require.EqualValues(t, 2, tr.Stats().Opened)
+	s.says("Q\n")
+	<-s.exited
 }

@@ -22,7 +22,7 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 		c.calm()
 	}
 	if !oneStep && !fresh {
-		if stale = c.check(); stale != CloseNone {
+		if stale = c.check(ex.t.tasks.run); stale != CloseNone {
 			return stale, PhaseWrite, nil
 		}
 	}

@@ -17,6 +17,7 @@ package sock
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -255,6 +256,9 @@ func (c *Conn) Write(p []byte) (n int, err error) {
 		n, err = c.writePieces(p)
 	}
 	c.bytesWritten.Add(int64(n))
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
 	return n, c.settle(err, flagWriteEnded)
 }
 

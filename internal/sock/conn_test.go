@@ -208,3 +208,15 @@ func TestStateString(t *testing.T) {
 		require.Equal(t, want, s.String())
 	}
 }
+
+// shortConn accepts half of what it is given, and says nothing of it.
+type shortConn struct{ net.Conn }
+
+func (shortConn) Write(p []byte) (int, error) { return len(p) / 2, nil }
+
+func TestShortWriteIsAnError(t *testing.T) {
+	c := New(shortConn{})
+	n, err := c.Write(make([]byte, 10))
+	require.Equal(t, 5, n)
+	require.Equal(t, io.ErrShortWrite, err)
+}

@@ -132,7 +132,7 @@ func (r *Reader) readDirect(p []byte) (int, error) {
 		}
 		r.total += int64(n)
 		if n > 0 {
-			r.late = err
+			r.late = lasting(err)
 			return n, nil
 		}
 		if err != nil {
@@ -140,6 +140,15 @@ func (r *Reader) readDirect(p []byte) (int, error) {
 		}
 	}
 	return 0, io.ErrNoProgress
+}
+
+// lasting returns err unless it is a timeout: one that still holds comes again,
+// and one of a deadline that was changed since must not.
+func lasting(err error) error {
+	if e, ok := err.(interface{ Timeout() bool }); ok && e.Timeout() {
+		return nil
+	}
+	return err
 }
 
 // fill receives at least one byte into the buffer, or returns why it cannot.
@@ -157,7 +166,7 @@ func (r *Reader) fill() error {
 		}
 		r.Advance(n)
 		if n > 0 {
-			r.late = err
+			r.late = lasting(err)
 			return nil
 		}
 		if err != nil {

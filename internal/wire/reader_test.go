@@ -119,22 +119,31 @@ func TestReaderDetach(t *testing.T) {
 
 // An error that comes with bytes is shown after them, once.
 func TestReaderErrorBesideBytes(t *testing.T) {
-	for _, size := range []int{10, 2 * initialBuffer} {
-		calls := 0
-		r := freshReader(sourceFunc(func(p []byte) (int, error) {
-			if calls++; calls == 1 {
-				return copy(p, "abc"), os.ErrDeadlineExceeded
+	reset := errors.New("reset")
+	for _, tt := range []struct {
+		beside error
+		after  []error
+	}{
+		{reset, []error{reset, io.EOF}},
+		{os.ErrDeadlineExceeded, []error{io.EOF}}, // the deadline may have been changed
+	} {
+		for _, size := range []int{10, 2 * initialBuffer} {
+			calls := 0
+			r := freshReader(sourceFunc(func(p []byte) (int, error) {
+				if calls++; calls == 1 {
+					return copy(p, "abc"), tt.beside
+				}
+				return 0, io.EOF
+			}))
+			p := make([]byte, size)
+			n, err := r.Read(p)
+			require.NoError(t, err)
+			require.Equal(t, "abc", string(p[:n]))
+			for _, want := range tt.after {
+				_, err = r.Read(p)
+				require.Equal(t, want, err)
 			}
-			return 0, io.EOF
-		}))
-		p := make([]byte, size)
-		n, err := r.Read(p)
-		require.NoError(t, err)
-		require.Equal(t, "abc", string(p[:n]))
-		_, err = r.Read(p)
-		require.Equal(t, os.ErrDeadlineExceeded, err)
-		_, err = r.Read(p)
-		require.Equal(t, io.EOF, err)
+		}
 	}
 }
 

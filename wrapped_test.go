@@ -1,0 +1,127 @@
+package keepalive
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/keepalive-http/keepalive/internal/netfake"
+)
+
+// wrapping is a Transport on n whose connections are what wrap makes of them.
+func wrapping(t *testing.T, n *netfake.Net, wrap func(net.Conn) net.Conn) *Transport {
+	t.Helper()
+	tr, err := New(WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := n.Dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(c), nil
+	}))
+	require.NoError(t, err)
+	return tr
+}
+
+// post makes a POST, which is not repeated.
+func post(t *testing.T, tr *Transport, url string, body []byte) error {
+	t.Helper()
+	req, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), http.MethodPost, url, bytes.NewReader(body))
+	require.NoError(t, err)
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+	return err
+}
+
+// TestDeadlineOfADialFunction: one that it leaves behind is for its own work.
+func TestDeadlineOfADialFunction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		reply(n, t, "a:80", connNumber)
+		tr := wrapping(t, n, func(c net.Conn) net.Conn {
+			_ = c.SetDeadline(time.Now().Add(time.Second))
+			return c
+		})
+		defer tr.Close()
+		require.NoError(t, post(t, tr, "http://a/", nil))
+		time.Sleep(2 * time.Second)
+		require.NoError(t, post(t, tr, "http://a/", nil))
+		require.EqualValues(t, 1, tr.Stats().Opened)
+	})
+}
+
+// impatientConn gives each Read a deadline of its own.
+type impatientConn struct {
+	net.Conn
+	patience time.Duration
+}
+
+func (c impatientConn) Read(p []byte) (int, error) {
+	_ = c.SetReadDeadline(time.Now().Add(c.patience))
+	return c.Conn.Read(p)
+}
+
+// TestReadThatEndsByItself: nobody listens to an idle connection whose parked
+// read the wrapper has ended, so it is not used again.
+func TestReadThatEndsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		n.Serve(t, "a:80", func(c *netfake.Conn) {
+			for range 2 {
+				if _, err := c.Read(make([]byte, 1000)); err != nil {
+					return
+				}
+				_, _ = io.WriteString(c, ok("fine"))
+				_ = c.SetReadDeadline(time.Now().Add(60 * time.Millisecond))
+			}
+		})
+		tr := wrapping(t, n, func(c net.Conn) net.Conn { return impatientConn{c, 30 * time.Millisecond} })
+		defer tr.Close()
+		for range 3 {
+			require.NoError(t, post(t, tr, "http://a/", nil))
+			time.Sleep(60 * time.Millisecond)
+		}
+		require.EqualValues(t, 3, tr.Stats().Opened)
+	})
+}
+
+// deafConn shows its socket, and does nothing with deadlines.
+type deafConn struct{ net.Conn }
+
+func (c deafConn) NetConn() net.Conn              { return c.Conn }
+func (deafConn) SetDeadline(time.Time) error      { return nil }
+func (deafConn) SetReadDeadline(time.Time) error  { return nil }
+func (deafConn) SetWriteDeadline(time.Time) error { return nil }
+
+// TestWrapperThatIgnoresDeadlines: the look for a stale connection ends all the same.
+func TestWrapperThatIgnoresDeadlines(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer s.Close()
+	var d net.Dialer
+	tr, err := New(WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		return deafConn{c}, err
+	}))
+	require.NoError(t, err)
+	defer tr.Close()
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL, nil)
+		require.NoError(t, err)
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		_ = resp.Body.Close()
+		cancel()
+	}
+}
