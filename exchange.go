@@ -156,6 +156,9 @@ func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
 		return nil, ex.fail(phase, err)
 	}
 	head, err := ex.awaitHead()
+	if ex.waitsForContinue() && ex.sender == nil {
+		ex.traceSent() // the body stays here
+	}
 	if err != nil {
 		return nil, ex.fail(PhaseHeader, err)
 	}
@@ -176,7 +179,7 @@ func (ex *exchange) awaitHead() (wire.Head, error) {
 		if waiting && (err == nil && head.Response.StatusCode == http.StatusContinue || ex.expectTimedOut(err)) {
 			waiting = false
 			ex.setRead(deadline{})
-			ex.startSender()
+			ex.startSender(nil)
 		} else if err != nil {
 			return head, err
 		}

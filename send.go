@@ -1,6 +1,7 @@
 package keepalive
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http/httptrace"
@@ -13,11 +14,15 @@ import (
 
 // send writes what goes out in the first turn: the head, and a small body with
 // it. On our own socket the look for a stale connection, the write and the first
-// read are one step. It starts the sender of a larger body. stale says why the
-// connection is of no use; nothing was written then.
+// read are one step. It starts the sender of what is written beside the reading of
+// the answer. stale says why the connection is of no use; nothing was written then.
 func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
-	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil
+	// What is written is made in the buffer for the answer, which is empty
+	// until all of it has been written.
+	head := cl.appendHead(ex.rd.Space()[:0], c)
+	beside := ex.beside(len(head))
+	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil && !beside
 	if !oneStep || !ex.unwatched {
 		c.calm()
 	}
@@ -28,29 +33,49 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	}
 	ex.arm()
 	ex.inHeader = true
-	// What is written is made in the buffer for the answer, which is empty
-	// until all of it has been written.
-	head := cl.appendHead(ex.rd.Space()[:0], c)
 	mayWait := ex.mayWait(len(head))
-	if oneStep {
+	switch {
+	case oneStep:
 		return ex.writeRead(head, fresh)
-	}
-	if mayWait {
+	case beside:
+		ex.watch()
+		ex.startSender(bytes.Clone(head))
+		return CloseNone, PhaseHeader, nil
+	case mayWait:
 		ex.watch()
 	}
+	phase, err = ex.writeHead(head)
+	return CloseNone, phase, err
+}
+
+// writeHead writes head, and begins what follows it.
+func (ex *exchange) writeHead(head []byte) (phase Phase, err error) {
+	cl := ex.cl
 	head = ex.appendBegin(head)
-	_, err = c.nc.Write(head)
+	_, err = ex.c.nc.Write(head)
 	ex.traceWrote(err)
 	if err != nil {
-		return CloseNone, PhaseWrite, ex.earlyAnswer(err)
+		return PhaseWrite, ex.earlyAnswer(err)
 	}
 	switch {
 	case cl.body == nil || cl.tunnel:
 		ex.setHeaderDeadline(cl.limit.responseHeader, ErrResponseHeaderTimeout)
 	case !ex.waitsForContinue():
-		ex.startSender()
+		ex.startSender(nil)
 	}
-	return CloseNone, PhaseHeader, nil
+	return PhaseHeader, nil
+}
+
+// maxHeadAhead is the largest head that is written before the answer is read. A
+// socket takes it, or most of it, at once.
+const maxHeadAhead = 64 << 10
+
+// beside reports whether a head of n bytes is written beside the reading of the
+// answer: the peer may answer before it has read all, and read no more until
+// somebody takes the answer (RFC 9112 section 9.5). What has no socket may hold
+// nothing on the way (net.Pipe).
+func (ex *exchange) beside(n int) bool {
+	return (n > maxHeadAhead || !ex.c.sc.HasSocket()) && !ex.cl.tunnel && !ex.waitsForContinue()
 }
 
 // appendBegin appends the beginning of a large body in memory to head, which
@@ -155,6 +180,13 @@ func (ex *exchange) traceWrote(err error) {
 	}
 }
 
+// traceSent tells the hook that nothing more will be written.
+func (ex *exchange) traceSent() {
+	if t := ex.cl.trace; t != nil && t.WroteRequest != nil {
+		t.WroteRequest(httptrace.WroteRequestInfo{})
+	}
+}
+
 // requestBody is a request body that is streamed. It is closed exactly once.
 type requestBody struct {
 	rc      io.ReadCloser
@@ -171,10 +203,14 @@ func newRequestBody(rc io.ReadCloser) *requestBody { return &requestBody{rc: rc}
 
 // close closes the body unless that was done, or is being done. Safe for
 // concurrent use.
-func (b *requestBody) close() {
-	if !b.closed.Swap(true) {
-		_ = b.rc.Close()
+func (b *requestBody) close() { _ = b.end() }
+
+// end is close that returns the error of Close. There may be no body.
+func (b *requestBody) end() error {
+	if b == nil || b.closed.Swap(true) {
+		return nil
 	}
+	return b.rc.Close()
 }
 
 // read is Read of the body, behind what a probe has read.
@@ -247,11 +283,12 @@ const (
 	answerGrace = 200 * time.Millisecond
 )
 
-// sender sends a request body while the answer is already awaited. One
-// goroutine runs it; the owner of the exchange starts and stops it.
+// sender sends a request body, or a whole request, while the answer is already
+// awaited. One goroutine runs it; the owner of the exchange starts and stops it.
 type sender struct {
 	ex   *exchange
-	body *requestBody
+	head []byte        // goes before the body; nil: it is sent
+	body *requestBody  // nil: none
 	done chan struct{} // closed when the goroutine has ended, the body closed
 	// stopped: the owner wants no more of it. No hook and no Read after that,
 	// but for a Read under way.
@@ -263,10 +300,12 @@ type sender struct {
 	bodyErr bool // err is of the user's body
 }
 
-// startSender sends cl.body from a goroutine of its own.
-func (ex *exchange) startSender() {
-	s := &sender{ex: ex, body: ex.cl.body, done: make(chan struct{})}
-	s.body.touched = true
+// startSender sends head, if there is one, and cl.body from a goroutine of its own.
+func (ex *exchange) startSender(head []byte) {
+	s := &sender{ex: ex, head: head, body: ex.cl.body, done: make(chan struct{})}
+	if s.body != nil {
+		s.body.touched = true
+	}
 	ex.sender = s
 	ex.t.tasks.run(s.run)
 }
@@ -293,8 +332,20 @@ func (s *sender) run() {
 	}
 }
 
-// send writes the body. Errors of the body itself set bodyErr.
+// send writes what is to be sent. Errors of the body itself set bodyErr.
 func (s *sender) send() error {
+	if s.head != nil {
+		s.finishing.Store(s.body == nil)
+		if _, err := s.ex.c.nc.Write(s.head); err != nil {
+			return err
+		}
+		if t := s.ex.cl.trace; t != nil && t.WroteHeaders != nil && !s.stopped.Load() {
+			t.WroteHeaders()
+		}
+	}
+	if s.body == nil {
+		return nil
+	}
 	cl := s.ex.cl
 	begun := s.ex.begun
 	if mem := inMemory(s.body.rc); mem != nil && cl.length > 0 && int64(mem.Len()) == cl.length-begun && s.body.first == nil {
@@ -312,7 +363,7 @@ func (s *sender) send() error {
 
 // read fills p from the body. It returns n > 0, or an error.
 func (s *sender) read(p []byte) (n int, err error) {
-	for range 100 {
+	for {
 		if s.stopped.Load() {
 			return 0, errStopped
 		}
@@ -320,14 +371,14 @@ func (s *sender) read(p []byte) (n int, err error) {
 			return n, err
 		}
 	}
-	return 0, io.ErrNoProgress
 }
 
 var errStopped = errors.New("sending was stopped")
 
-// sendLength sends exactly the announced number of bytes.
+// sendLength sends exactly the announced number of bytes, and reads the body to
+// its end all the same: it may be longer, or have an error there.
 func (s *sender) sendLength(buf []byte) error {
-	want := s.ex.cl.length
+	want, ended := s.ex.cl.length, false
 	for sent := s.ex.begun; sent < want; {
 		// The last read asks for one byte more than is due: that shows a body
 		// that is too long.
@@ -344,13 +395,30 @@ func (s *sender) sendLength(buf []byte) error {
 		case err != nil && err != io.EOF: //nolint:errorlint // see sendChunks
 			return s.fail(bodyError(err))
 		}
-		sent += int64(n)
+		sent, ended = sent+int64(n), err != nil
 		if sent == want {
 			s.finishing.Store(true)
 		}
 		if _, err := s.ex.c.nc.Write(buf[:n]); err != nil {
 			return err
 		}
+	}
+	if !ended {
+		switch n, err := s.read(buf[:1]); {
+		case n > 0:
+			return s.fail(&marked{bodyLengthText(want, want+1) + " or more", []error{ErrRequestBody}})
+		case err != io.EOF: //nolint:errorlint // see sendChunks
+			return s.fail(bodyError(err))
+		}
+	}
+	return s.endBody()
+}
+
+// endBody closes the body, which has been read. An error says that it was not
+// the whole.
+func (s *sender) endBody() error {
+	if err := s.body.end(); err != nil {
+		return s.fail(bodyError(err))
 	}
 	return nil
 }
@@ -373,6 +441,9 @@ func (s *sender) sendChunks(buf []byte) error {
 		if err != nil {
 			return s.fail(bodyError(err))
 		}
+	}
+	if err := s.endBody(); err != nil {
+		return err
 	}
 	// The values of a trailer are set while the body is read.
 	trailer := s.ex.cl.req.Trailer

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"net/http/httptrace"
 	"reflect"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,25 +13,28 @@ import (
 // RoundTrip lasts. A dial belongs to the pool and may go on after that, when
 // the hooks must not be called any more.
 type traceGuard struct {
-	mu   sync.Mutex // held while a hook runs, so that end waits for it
-	over bool
+	running chan struct{} // one hook at a time, and end waits for it
+	over    atomic.Bool
 }
 
-// end stops all hooks. It waits for one that is running.
-func (g *traceGuard) end() {
+// end stops all hooks. It waits for one that is running, as long as ctx lasts.
+func (g *traceGuard) end(ctx context.Context) {
 	if g == nil {
 		return
 	}
-	g.mu.Lock()
-	g.over = true
-	g.mu.Unlock()
+	g.over.Store(true)
+	select {
+	case g.running <- struct{}{}:
+		<-g.running
+	case <-ctx.Done():
+	}
 }
 
 // do runs hook unless end was called.
 func (g *traceGuard) do(hook func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.over {
+	g.running <- struct{}{}
+	defer func() { <-g.running }()
+	if !g.over.Load() {
 		hook()
 	}
 }
@@ -43,7 +45,7 @@ func dialContext(ctx context.Context, t *httptrace.ClientTrace) (context.Context
 	if t == nil {
 		return ctx, nil
 	}
-	g := &traceGuard{}
+	g := &traceGuard{running: make(chan struct{}, 1)}
 	h := &httptrace.ClientTrace{
 		DNSStart:          guard1(g, t.DNSStart),
 		DNSDone:           guard1(g, t.DNSDone),
