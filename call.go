@@ -13,13 +13,13 @@ import (
 // and decide on another attempt.
 func (cl *call) run() (*http.Response, error) {
 	if err := cl.takeBody(); err != nil {
-		return nil, cl.abort(err)
+		return nil, cl.abort(cl.error(PhaseWrite, err))
 	}
 	if err := cl.contextEnded(); err != nil {
 		return nil, cl.abort(cl.error(PhaseAcquire, err))
 	}
 	dialCtx, guard := dialContext(cl.ctx, cl.trace)
-	defer guard.end()
+	defer guard.end(cl.ctx)
 	needsFresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
 	fresh := needsFresh
 	for first := true; ; first = false {
@@ -33,21 +33,14 @@ func (cl *call) run() (*http.Response, error) {
 			return resp, nil
 		}
 		again, dial := cl.decide(c, out)
-		if again {
-			err = cl.rewind()
+		if !again {
+			return nil, cl.abort(out.err)
 		}
-		if !again || err != nil {
-			return nil, cl.abort(firstOf(err, out.err))
+		if err := cl.rewind(); err != nil {
+			return nil, cl.abort(cl.error(PhaseWrite, err))
 		}
 		fresh = dial || needsFresh
 	}
-}
-
-func firstOf(err error, other *Error) error {
-	if err != nil {
-		return err
-	}
-	return other
 }
 
 // decide asks retry.go what to do after an attempt that failed.

@@ -434,7 +434,7 @@ func (c *conn) shutDown() {
 
 // info describes c, with its served-th request, to a ReuseStrategy.
 func (c *conn) info(served int) ConnInfo {
-	return ConnInfo{Host: c.host.name, RemoteAddr: addrString(c.nc.RemoteAddr()), DialedAt: c.dialedAt, Served: served}
+	return ConnInfo{Host: c.host.key.Peer(), RemoteAddr: addrString(c.nc.RemoteAddr()), DialedAt: c.dialedAt, Served: served}
 }
 
 func addrString(a net.Addr) string {

@@ -115,7 +115,7 @@ func (h hop) fail(phase Phase, err error) error {
 	if h.proxy {
 		err = &net.OpError{Op: "proxyconnect", Net: "tcp", Err: err}
 	}
-	return &Error{Phase: phase, Host: h.key.String(), Err: err}
+	return &Error{Phase: phase, Host: h.key.Peer(), Err: err}
 }
 
 // dial returns a connection for key, or an *Error that names the phase. It takes

@@ -23,7 +23,7 @@ var (
 	// for a connection and WithMaxWaiters requests wait for that host already.
 	ErrTooManyWaiters = errors.New("too many requests are waiting for a connection")
 	// ErrServerClosedIdle marks the race that a keep-alive client cannot
-	// exclude: a connection that had served before ended before the first byte
+	// exclude: a connection that came from the pool ended before the first byte
 	// of this answer. Whether the server has seen the request is not known.
 	ErrServerClosedIdle = errors.New("server closed idle connection")
 	// ErrMalformedResponse marks an answer that breaks HTTP/1.1's syntax or
@@ -176,6 +176,21 @@ func (e *Error) Unwrap() error { return e.Err }
 // Timeout reports whether the cause is a timeout of any kind; url.Error passes
 // it on.
 func (e *Error) Timeout() bool { return isTimeout(e.Err) }
+
+// Temporary reports whether the cause is a timeout, as net/http has it, or says
+// of itself that it is temporary. With it, an Error is a net.Error.
+func (e *Error) Temporary() bool {
+	if e.Timeout() {
+		return true
+	}
+	t, ok := errors.AsType[interface {
+		error
+		Temporary() bool
+	}](e.Err)
+	return ok && t.Temporary()
+}
+
+var _ net.Error = (*Error)(nil)
 
 func isTimeout(err error) bool {
 	if errors.Is(err, context.DeadlineExceeded) {

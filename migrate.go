@@ -45,9 +45,7 @@ func FromTransport(src *http.Transport) Option {
 		if n := src.MaxResponseHeaderBytes; n > 0 {
 			c.maxHeaderBytes = int(min(n, 1<<31-1))
 		}
-		if src.TLSClientConfig != nil {
-			c.tlsConfig = src.TLSClientConfig.Clone()
-		}
+		c.tlsConfig = src.TLSClientConfig.Clone() // nil is cloned, too
 		return nil
 	}
 }
@@ -72,6 +70,7 @@ func (c *config) takeProtocols(src *http.Transport) error {
 			return &OptionError{"FromTransport", "TLSNextProto: " + name, "want HTTP/1.1 or HTTP/2"}
 		}
 	}
+	c.http2 = nil
 	if src.HTTP2 != nil {
 		h := *src.HTTP2
 		c.http2 = &h

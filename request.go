@@ -111,7 +111,7 @@ func (cl *call) takeOptions() error {
 	}
 	limit := o.apply(cl.t.cfg.timeouts)
 	cl.opts, cl.limit = o, &limit
-	return errors.Join(o.errs...)
+	return errors.Join(append(o.refused[:len(o.refused):len(o.refused)], o.errs...)...)
 }
 
 // endsConn returns why any connection ends with this request, or CloseNone.
@@ -399,7 +399,7 @@ func (cl *call) hostName() string {
 			key.Host, key.Port = host, port
 		}
 	}
-	return key.String()
+	return key.Peer()
 }
 
 // lastOn returns why this request is the last one on c, or CloseNone.

@@ -49,7 +49,7 @@ type RetryInfo struct {
 	Err error
 	// Attempt counts from 1.
 	Attempt int
-	// Reused reports whether the connection had served an earlier request.
+	// Reused is that of Error: the connection was not dialed for this request.
 	Reused bool
 	// IdleTime is how long the connection had been idle before.
 	IdleTime time.Duration

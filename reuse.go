@@ -149,9 +149,11 @@ type ConnInfo struct {
 type ReuseVerdict struct {
 	// Keep: it may be used again.
 	Keep bool
-	// IdleTimeout is how long it may stay idle. 0 means no limit.
+	// IdleTimeout is how long it may stay idle. 0 means no limit, less that it is
+	// not kept: something was subtracted.
 	IdleTimeout time.Duration
-	// MaxRequests is how many more requests it may serve. 0 means no limit.
+	// MaxRequests is how many more requests it may serve. 0 means no limit, less
+	// that it is not kept.
 	MaxRequests int
 }
 
@@ -231,7 +233,7 @@ func judge(a answer) verdict {
 
 // stricter combines the verdict of the rules with that of a user's strategy.
 func (v verdict) stricter(u ReuseVerdict) verdict {
-	if !u.Keep {
+	if !u.Keep || u.IdleTimeout < 0 || u.MaxRequests < 0 {
 		return drop(CloseStrategy)
 	}
 	if u.IdleTimeout > 0 && (v.IdleTimeout == 0 || u.IdleTimeout < v.IdleTimeout) {

@@ -42,6 +42,7 @@ type RequestOption func(*requestOptions)
 type requestOptions struct {
 	fresh, noReuse, noRetry bool
 	replace                 [numTimeouts]*time.Duration
+	refused                 [numTimeouts]error // why replace has none
 	errs                    []error
 }
 
@@ -60,8 +61,8 @@ type requestOptionsKey struct{}
 
 // ContextWithOptions returns a context that carries settings for the requests
 // made with it: they hold in place of the Transport's. Settings already in ctx
-// stay, unless an option replaces them. A negative timeout is refused by
-// RoundTrip.
+// stay, unless an option replaces them. A negative timeout, and a nil
+// option, is refused by RoundTrip.
 //
 //	ctx = keepalive.ContextWithOptions(ctx, keepalive.FreshConn(), keepalive.NoRetry())
 //	req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
@@ -71,6 +72,10 @@ func ContextWithOptions(ctx context.Context, opts ...RequestOption) context.Cont
 		o = *outer
 	}
 	for _, opt := range opts {
+		if opt == nil {
+			o.errs = append(slices.Clip(o.errs), &OptionError{"ContextWithOptions", nil, "want a RequestOption"})
+			continue
+		}
 		opt(&o)
 	}
 	return context.WithValue(ctx, requestOptionsKey{}, &o)
@@ -123,11 +128,10 @@ func RequestTimeout(d time.Duration) RequestOption {
 
 func replaceTimeout(name string, which int, d time.Duration) RequestOption {
 	return func(o *requestOptions) {
+		o.replace[which], o.refused[which] = &d, nil
 		if d < 0 {
-			o.errs = append(slices.Clip(o.errs), &OptionError{name, d, "want >= 0"})
-			return
+			o.replace[which], o.refused[which] = nil, &OptionError{name, d, "want >= 0"}
 		}
-		o.replace[which] = &d
 	}
 }
 

@@ -94,6 +94,12 @@ func (k Key) String() string {
 	return s
 }
 
+// Peer is String without the application's part, which may be a secret.
+func (k Key) Peer() string {
+	k.User = ""
+	return k.String()
+}
+
 func (k Key) proxyName() string {
 	u, err := k.ProxyURL()
 	if err != nil {
