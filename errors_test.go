@@ -77,7 +77,7 @@ func TestPoolKeyStaysOutOfTexts(t *testing.T) {
 
 func TestFromTransportReplacesWhatCameBefore(t *testing.T) {
 	cfg, err := newConfig([]Option{
-		WithTLSConfig(&tls.Config{InsecureSkipVerify: true}), //nolint:gosec // to be replaced
+		WithTLSConfig(&tls.Config{InsecureSkipVerify: true}),
 		WithHTTP2Config(http.HTTP2Config{MaxConcurrentStreams: 7}),
 		FromTransport(new(http.Transport)),
 	})

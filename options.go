@@ -216,14 +216,18 @@ func duration(name string, d time.Duration, zero string, set func(*config)) Opti
 // WithMaxConns limits the connections to all hosts together: in use, idle and
 // being dialed. At the limit the longest idle connection of any host makes
 // room; a request waits only when none is idle. A host that has no connection
-// may always open its first, above the limit. 0 means no limit, the default.
+// may always open its first, above the limit. Where connections go from request
+// to request of one host, those for another wait 100 ms at most before one of
+// them is closed to make room. 0 means no limit, the default.
 func WithMaxConns(n int) Option {
 	return count("WithMaxConns", n, 0, " (0 means no limit)", func(c *config) { c.maxConns = n })
 }
 
 // WithMaxConnsPerHost limits the connections to one host: in use, idle and
 // being dialed. At the limit requests wait in order of arrival. A connection
-// counts until its socket is closed. 0 means no limit, the default.
+// counts until its socket is closed. A host is what has connections of its own:
+// scheme, host, port and proxy, with WithPoolKey each key, and requests whose
+// credentials are the connection's. 0 means no limit, the default.
 func WithMaxConnsPerHost(n int) Option {
 	return count("WithMaxConnsPerHost", n, 0, " (0 means no limit)", func(c *config) { c.maxConnsPerHost = n })
 }
@@ -318,7 +322,8 @@ func WithAcquireTimeout(d time.Duration) Option {
 }
 
 // WithDialTimeout is how long name resolution and the TCP connection may take,
-// also with a WithDialContext function. 0 means no limit. The default is 10 s.
+// also with a WithDialContext function, if that heeds its context. 0 means no
+// limit. The default is 10 s.
 func WithDialTimeout(d time.Duration) Option {
 	return duration("WithDialTimeout", d, " (0 means no limit)", func(c *config) { c.dialTimeout = d })
 }
@@ -478,7 +483,9 @@ func WithOnProxyConnectResponse(
 // costs a goroutine while idle. nil means the default dialer.
 //
 // The context carries the request's values, not its cancellation: a dial
-// belongs to the pool, and another request may use its connection.
+// belongs to the pool, and another request may use its connection. It ends with
+// the dial, so the connection must not depend on it. A deadline that dial leaves
+// on the connection is taken back.
 func WithDialContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
 	return func(c *config) error {
 		c.dialContext = dial

@@ -32,7 +32,7 @@ type RetryPolicy struct {
 	// are the ordinary race of keep-alive and add no load.
 	Budget float64
 	// Retry decides on one failure. nil means RetryInfo.Safe, the table above.
-	// It is called without locks, possibly concurrently.
+	// It is called without locks, possibly concurrently, and must not panic.
 	Retry func(RetryInfo) bool
 }
 

@@ -129,7 +129,8 @@ type ReuseStrategy interface {
 	// result is combined with it, the stricter of both counts, so a strategy
 	// can refuse or shorten but never extend. It must not keep or change
 	// resp. It is called without locks, in the goroutine of RoundTrip, for
-	// different connections concurrently.
+	// different connections concurrently. It must not panic: the connection
+	// would stay in use.
 	Reuse(resp *http.Response, c ConnInfo, v ReuseVerdict) ReuseVerdict
 }
 

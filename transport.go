@@ -212,7 +212,9 @@ func (t *Transport) CloseIdleConnections() { t.performAll(t.pool.dropIdle(CloseI
 // waits for the requests under way: until their response bodies have been read
 // to the end or closed (WithDrainLimit included). It returns nil then, or the
 // cause of ctx's end, when the rest goes on; Close ends it. Connections handed
-// over by 101 Switching Protocols or CONNECT are not waited for.
+// over by 101 Switching Protocols or CONNECT are not waited for. A user's Close,
+// dial function or request body that hangs makes it wait beyond ctx, as it does
+// Close.
 func (t *Transport) Shutdown(ctx context.Context) error {
 	quiet, do := t.pool.drain()
 	t.performAll(do)
