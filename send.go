@@ -287,9 +287,12 @@ const (
 // awaited. One goroutine runs it; the owner of the exchange starts and stops it.
 type sender struct {
 	ex   *exchange
-	head []byte        // goes before the body; nil: it is sent
-	body *requestBody  // nil: none
-	done chan struct{} // closed when the goroutine has ended, the body closed
+	head []byte       // goes before the body; nil: it is sent
+	body *requestBody // nil: none
+	// trace is the call's when it was started: the call may be at another
+	// attempt while this one hangs.
+	trace *httptrace.ClientTrace
+	done  chan struct{} // closed when the goroutine has ended, the body closed
 	// stopped: the owner wants no more of it. No hook and no Read after that,
 	// but for a Read under way.
 	stopped atomic.Bool
@@ -302,7 +305,7 @@ type sender struct {
 
 // startSender sends head, if there is one, and cl.body from a goroutine of its own.
 func (ex *exchange) startSender(head []byte) {
-	s := &sender{ex: ex, head: head, body: ex.cl.body, done: make(chan struct{})}
+	s := &sender{ex: ex, head: head, body: ex.cl.body, trace: ex.cl.trace, done: make(chan struct{})}
 	if s.body != nil {
 		s.body.touched = true
 	}
@@ -316,7 +319,7 @@ func (s *sender) run() {
 	s.err = err
 	ex := s.ex
 	if !s.stopped.Load() { // else the call may be at another attempt
-		if t := ex.cl.trace; t != nil && t.WroteRequest != nil {
+		if t := s.trace; t != nil && t.WroteRequest != nil {
 			t.WroteRequest(httptrace.WroteRequestInfo{Err: err})
 		}
 	}
@@ -339,7 +342,7 @@ func (s *sender) send() error {
 		if _, err := s.ex.c.nc.Write(s.head); err != nil {
 			return err
 		}
-		if t := s.ex.cl.trace; t != nil && t.WroteHeaders != nil && !s.stopped.Load() {
+		if t := s.trace; t != nil && t.WroteHeaders != nil && !s.stopped.Load() {
 			t.WroteHeaders()
 		}
 	}
