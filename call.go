@@ -19,7 +19,7 @@ func (cl *call) run() (*http.Response, error) {
 		return nil, cl.abort(cl.error(PhaseAcquire, err))
 	}
 	dialCtx, guard := dialContext(cl.ctx, cl.trace)
-	defer guard.end(cl.ctx)
+	defer guard.end(cl.req.Context())
 	needsFresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
 	fresh := needsFresh
 	for first := true; ; first = false {

@@ -203,8 +203,8 @@ func (c *conn) expired(now time.Time) CloseReason {
 // check returns why c must not be used, before anything is written, or
 // CloseNone: nothing may have arrived since its last answer, and the peer must
 // still be there. What arrived unasked could be taken for the answer to the
-// next request. run starts a goroutine, which ends with c at the latest.
-func (c *conn) check(run func(func())) CloseReason {
+// next request.
+func (c *conn) check() CloseReason {
 	if c.parked != nil {
 		return c.unpark()
 	}
@@ -223,21 +223,21 @@ func (c *conn) check(run func(func())) CloseReason {
 		}
 		return CloseNone
 	}
-	return c.checkWrapped(run)
+	return c.checkWrapped()
 }
 
 // checkWrapped is check for a connection with something of the user's between
 // us and the socket, which may read ahead and may take bytes for itself.
-func (c *conn) checkWrapped(run func(func())) CloseReason {
+func (c *conn) checkWrapped() CloseReason {
 	switch c.sc.Peek() {
 	case sock.Ended:
 		return CloseStale
 	case sock.Quiet:
 		// Nothing is in the socket: what has been read ahead comes at once,
 		// deadline or not.
-		return c.probeUntil(run, time.Unix(1, 0))
+		return c.probeUntil(time.Unix(1, 0))
 	case sock.Readable:
-		if reason := c.probeUntil(run, time.Now().Add(probeWait)); reason != CloseNone {
+		if reason := c.probeUntil(time.Now().Add(probeWait)); reason != CloseNone {
 			return reason
 		}
 		// The deadline may have passed before the read was tried.
@@ -248,7 +248,7 @@ func (c *conn) checkWrapped(run func(func())) CloseReason {
 	case sock.Unknown:
 	}
 	// It hides its socket, and was not parked because it has not served.
-	return c.probeUntil(run, time.Now().Add(probeWait))
+	return c.probeUntil(time.Now().Add(probeWait))
 }
 
 // probeWait is how long a probe of a connection that cannot be read without
@@ -307,17 +307,22 @@ func (c *conn) writeRest(p []byte, wrote int) error {
 	return err
 }
 
-// probeUntil is probe with a deadline, which a wrapper may not heed.
-func (c *conn) probeUntil(run func(func()), deadline time.Time) CloseReason {
+// probeGrace is how long a probe may take to notice its deadline.
+const probeGrace = 250 * time.Millisecond
+
+// probeUntil is probe with a deadline, which a wrapper may not heed: its
+// connection is closed then.
+func (c *conn) probeUntil(deadline time.Time) CloseReason {
+	var b [1]byte
 	if c.sc.SetReadDeadline(deadline) != nil {
 		return CloseStale
 	}
-	r := &parkedRead{done: make(chan struct{})}
-	run(func() { r.read(c.nc) })
-	if r.await() != nil || c.sc.SetReadDeadline(time.Time{}) != nil {
-		return CloseStale
+	watchdog := time.AfterFunc(probeGrace, c.sc.Interrupt)
+	reason := heard(c.nc.Read(b[:]))
+	if watchdog.Stop() && c.sc.SetReadDeadline(time.Time{}) == nil {
+		return reason
 	}
-	return heard(r.n, r.err)
+	return cmp.Or(reason, CloseStale)
 }
 
 // heard returns what a read that should have heard nothing says of its

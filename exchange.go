@@ -156,7 +156,7 @@ func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
 		return nil, ex.fail(phase, err)
 	}
 	head, err := ex.awaitHead()
-	if ex.waitsForContinue() && ex.sender == nil {
+	if ex.waitsForContinue() && ex.sender == nil && !ex.cutShort {
 		ex.traceSent() // the body stays here
 	}
 	if err != nil {
@@ -365,7 +365,7 @@ func (ex *exchange) upgrade(resp *http.Response) (*http.Response, *outcome) {
 // takes a request which has been sent: the rest of it would come between.
 func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
 	if !ex.cl.tunnel && !ex.requestSent() {
-		err := fmt.Errorf("%s before the request body was sent", resp.Status)
+		err := fmt.Errorf("%s before the request was sent", resp.Status)
 		return nil, ex.failFor(PhaseHeader, err, CloseRequestUnsent)
 	}
 	ex.mu.Lock()

@@ -89,6 +89,9 @@ func (ex *exchange) failFor(phase Phase, err error, reason CloseReason) *outcome
 	out := &outcome{gotByte: gotByte}
 	e := ex.error(phase, nil)
 	reason, e.Err = ex.cause(err, reason, out)
+	if s := ex.sender; s != nil && !s.isDone() {
+		e.BytesWritten = max(e.BytesWritten, 1) // the write under way may have given all of it
+	}
 	if s := ex.sender; s != nil && phase == PhaseHeader && !gotByte && (!s.isDone() || s.err != nil) {
 		e.Phase = PhaseWrite // it was still being sent
 	}

@@ -217,8 +217,8 @@ func duration(name string, d time.Duration, zero string, set func(*config)) Opti
 // being dialed. At the limit the longest idle connection of any host makes
 // room; a request waits only when none is idle. A host that has no connection
 // may always open its first, above the limit. Where connections go from request
-// to request of one host, those for another wait 100 ms at most before one of
-// them is closed to make room. 0 means no limit, the default.
+// to request of one host, one of them is closed for another host that has fewer
+// and has waited for 100 ms, ten a second at most. 0 means no limit, the default.
 func WithMaxConns(n int) Option {
 	return count("WithMaxConns", n, 0, " (0 means no limit)", func(c *config) { c.maxConns = n })
 }

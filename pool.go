@@ -44,7 +44,8 @@ type pool struct {
 	// idleConns holds all idle connections, the longest idle first.
 	idleConns queue.Queue[*conn]
 	// leased holds all connections in use, for Close.
-	leased queue.Queue[*conn]
+	leased   queue.Queue[*conn]
+	lastFair time.Time // when a connection was last closed for another host: see owedLocked
 	// blocked holds the hosts that have waiters without a dial and are held
 	// back by maxConns alone.
 	blocked queue.Queue[*host]
@@ -90,6 +91,8 @@ type host struct {
 	// takes several; told: a peer has said how many, limit.
 	perConn, limit int
 	guessed, told  bool
+	// freeing: a connection is being closed because a waiter needs its slot.
+	freeing bool
 	// settling counts the connections that are about to say how many they take,
 	// serving those with several users at a time that may get more requests.
 	settling, serving int
@@ -340,7 +343,7 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	}
 	reason := p.unfitLocked(c, now)
 	if reason == CloseNone && p.owedLocked(c, now) {
-		reason = CloseEvicted
+		reason, p.lastFair = CloseEvicted, now
 		if p.blocked.Remove(&h.blocked) {
 			p.blocked.Push(&h.blocked) // behind it
 		}
@@ -370,6 +373,7 @@ func (p *pool) restLocked(c *conn, reason CloseReason, now time.Time, do *todo) 
 		return
 	case h.starving.Len() > 0 && h.settling == 0 || p.blocked.Len() > 0:
 		// Somebody needs its slot, not itself.
+		h.freeing = true
 		p.dropLocked(c, CloseEvicted, do)
 		return
 	}

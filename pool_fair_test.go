@@ -22,6 +22,10 @@ func TestPoolFreshRequestIsNotOvertakenAtTheLimit(t *testing.T) {
 		require.Equal(t, []*waiter{later}, b.waiting, "%p was first", fresh)
 		b.release(c, keptVerdict)
 		require.Empty(t, b.waiting)
+		b.acquire("a", true)
+		b.acquire("a", false)
+		b.release(c, keptVerdict)
+		require.Equal(t, []*conn{c}, b.closing, "nor the next one")
 		b.settle()
 	}
 }
@@ -98,6 +102,7 @@ func TestPoolBusyHostGoesBehindTheOthers(t *testing.T) {
 	b.release(a[0], keptVerdict)
 	require.Empty(t, b.closing, "the older request gets it")
 	for _, c := range a[1:] {
+		b.now = b.now.Add(fairWait)
 		b.acquire("a", false)
 		b.release(c, keptVerdict)
 		require.Equal(t, []*conn{c}, b.closing)
@@ -105,6 +110,35 @@ func TestPoolBusyHostGoesBehindTheOthers(t *testing.T) {
 	}
 	require.Len(t, b.dials, 1, "the first eviction only led back to the limit")
 	require.Same(t, w, b.dials[0].waiters.Front().Value)
+	b.settle()
+}
+
+func TestPoolFreshRequestDoesNotWaitForAnotherClose(t *testing.T) {
+	b := newBench(t, WithMaxConnsPerHost(3))
+	for range 3 {
+		b.acquire("a", true)
+	}
+	c := []*conn{b.dialed(b.dials[0], nil), b.dialed(b.dials[0], nil), b.dialed(b.dials[0], nil)}
+	b.release(c[0], drop(CloseReadError)) // takes its time to close
+	b.acquire("a", true)
+	b.acquire("a", false)
+	b.release(c[1], keptVerdict)
+	require.Equal(t, []*conn{c[0], c[1]}, b.closing)
+	b.settle()
+}
+
+func TestPoolHostThatTurnsOutToNeedMoreEvicts(t *testing.T) {
+	b := newBench(t, WithMaxConns(2))
+	b.open("a", 1)
+	b.acquire("s", false)
+	b.acquire("s", false)
+	require.Len(t, b.dials, 1, "it may be for both")
+	d := b.dials[0]
+	b.dials = b.dials[:0]
+	c := &conn{checkable: true, capacity: 1} // but is not
+	b.conns = append(b.conns, c)
+	b.take(b.p.dialed(d, c, nil, b.now))
+	require.Len(t, b.closing, 1)
 	b.settle()
 }
 

@@ -18,22 +18,26 @@ import (
 // the answer. stale says why the connection is of no use; nothing was written then.
 func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
-	// What is written is made in the buffer for the answer, which is empty
-	// until all of it has been written.
-	head := cl.appendHead(ex.rd.Space()[:0], c)
-	beside := ex.beside(len(head))
-	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil && !beside
-	if !oneStep || !ex.unwatched {
-		c.calm()
-	}
-	if !oneStep && !fresh {
-		if stale = c.check(ex.t.tasks.run); stale != CloseNone {
+	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil
+	if !oneStep {
+		if stale = ex.look(fresh); stale != CloseNone {
 			return stale, PhaseWrite, nil
 		}
 	}
+	// What is written is made in the buffer for the answer, which is empty
+	// until all of it has been written.
+	head := cl.appendHead(ex.rd.Space()[:0], c)
+	mayWait, beside := ex.mayWait(len(head)), ex.beside(len(head))
+	switch {
+	case oneStep && beside:
+		if oneStep, stale = false, ex.look(fresh); stale != CloseNone {
+			return stale, PhaseWrite, nil
+		}
+	case oneStep && !ex.unwatched:
+		c.calm()
+	}
 	ex.arm()
 	ex.inHeader = true
-	mayWait := ex.mayWait(len(head))
 	switch {
 	case oneStep:
 		return ex.writeRead(head, fresh)
@@ -46,6 +50,15 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	}
 	phase, err = ex.writeHead(head)
 	return CloseNone, phase, err
+}
+
+// look is the look for a stale connection, where it is a step of its own.
+func (ex *exchange) look(fresh bool) (stale CloseReason) {
+	ex.c.calm()
+	if fresh {
+		return CloseNone
+	}
+	return ex.c.check()
 }
 
 // writeHead writes head, and begins what follows it.
@@ -187,7 +200,8 @@ func (ex *exchange) traceSent() {
 	}
 }
 
-// requestBody is a request body that is streamed. It is closed exactly once.
+// requestBody is a request body that is streamed. It is closed exactly once. nil
+// is none.
 type requestBody struct {
 	rc      io.ReadCloser
 	closed  atomic.Bool
@@ -205,7 +219,7 @@ func newRequestBody(rc io.ReadCloser) *requestBody { return &requestBody{rc: rc}
 // concurrent use.
 func (b *requestBody) close() { _ = b.end() }
 
-// end is close that returns the error of Close. There may be no body.
+// end is close that returns the error of Close.
 func (b *requestBody) end() error {
 	if b == nil || b.closed.Swap(true) {
 		return nil
@@ -274,7 +288,8 @@ func bodyError(err error) error {
 const (
 	// sentGrace is how long the end of an exchange waits for the request to be
 	// sent: the answer may overtake the return of the last write.
-	sentGrace = 50 * time.Millisecond
+	sentGrace  = 50 * time.Millisecond
+	writeGrace = time.Second // the same without a body
 	// stuckGrace is how long a sender that was told to stop may stay in the
 	// user's Read before its body is closed, and after.
 	stuckGrace = 10 * time.Millisecond
@@ -472,7 +487,7 @@ func (s *sender) finish() (sent bool) {
 	if s == nil {
 		return true
 	}
-	if !s.waitFor(sentGrace) {
+	if !s.waitFor(s.grace()) {
 		s.stop()
 	}
 	return s.isDone() && s.err == nil && !s.stopped.Load()
@@ -481,10 +496,20 @@ func (s *sender) finish() (sent bool) {
 // stopEarly ends the sender because nobody wants the rest of the body, unless
 // all of it is on its way already.
 func (s *sender) stopEarly() {
-	if s == nil || s.finishing.Load() && s.waitFor(sentGrace) {
+	if s == nil || s.finishing.Load() && s.waitFor(s.grace()) {
 		return
 	}
 	s.stop()
+}
+
+// grace is how long a sender may take whose peer has answered. With a body it may
+// have to wait for the user, else only for a connection that is slow to say that
+// it has taken all.
+func (s *sender) grace() time.Duration {
+	if s.body == nil {
+		return writeGrace
+	}
+	return sentGrace
 }
 
 // stop makes the sender end, and waits for it as long as that can be expected.
@@ -495,6 +520,9 @@ func (s *sender) stop() {
 	s.stopped.Store(true)
 	s.ex.c.sc.InterruptWrite()
 	if s.waitFor(stuckGrace) {
+		return
+	}
+	if s.body == nil {
 		return
 	}
 	s.ex.t.tasks.run(s.body.close) // its Read hangs: Close may end it, or hang with it

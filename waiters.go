@@ -227,6 +227,7 @@ func (p *pool) fullLocked() bool {
 
 // freedLocked hands out a slot that h has just given back.
 func (p *pool) freedLocked(h *host, do *todo) {
+	h.freeing = false
 	hold := p.holdLocked(h)
 	if h.starving.Len() > 0 && h.slots() > 0 && p.blocked.Len() > 0 && (hold == holdNone || hold == holdTotal) {
 		p.blocked.Push(&h.blocked) // behind those that have waited for a slot
@@ -339,6 +340,9 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 	}
 	p.putLocked(c, now, &do)
 	p.fillLocked(h, &do)
+	for e := h.starving.Front(); e != nil; e = e.Next() {
+		p.makeRoomLocked(e.Value, &do)
+	}
 	return do
 }
 
@@ -376,7 +380,7 @@ func (p *pool) waiterForLocked(c *conn) *waiter {
 		if !w.fresh || c.served == 0 || c.shares && c.dialedAt.After(w.since) {
 			return w
 		}
-		if c.users == 0 && h.closing == 0 && w.starving() && p.holdLocked(h) >= holdHost {
+		if c.users == 0 && !h.freeing && w.starving() && p.holdLocked(h) >= holdHost {
 			return nil
 		}
 	}
@@ -384,22 +388,23 @@ func (p *pool) waiterForLocked(c *conn) *waiter {
 }
 
 // fairWait is how long a request waits while connections go from request to
-// request of another host, before one of them is closed for it (WithMaxConns).
-// At each turn that would mean to dial all the time.
+// request of another host, before one of them is closed for it (WithMaxConns),
+// and how often that happens at most. At each turn it would mean to dial all the
+// time.
 const fairWait = 100 * time.Millisecond
 
 // owedLocked reports whether the slot of c, which its own host could use, is due
-// to a request for another one that has come before and waited for fairWait. Each host
-// keeps one.
+// to a request for another one with fewer, which came before and has waited for
+// fairWait.
 func (p *pool) owedLocked(c *conn, now time.Time) bool {
-	if p.blocked.Len() == 0 || c.users > 0 || c.served == 0 {
+	if p.blocked.Len() == 0 || c.users > 0 || c.served == 0 || now.Sub(p.lastFair) < fairWait {
 		return false
 	}
 	e := p.blocked.Front()
 	if e.Value == c.host {
 		e = e.Next()
 	}
-	if e == nil || c.host.slots() == 1 || p.all.closing > 0 {
+	if e == nil || e.Value.slots() >= c.host.slots() {
 		return false
 	}
 	w, own := e.Value.starving.Front().Value, c.host.waiters.Front()

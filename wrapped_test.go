@@ -125,3 +125,42 @@ func TestWrapperThatIgnoresDeadlines(t *testing.T) {
 		cancel()
 	}
 }
+
+// slowConn takes its time to say that it has written.
+type slowConn struct {
+	net.Conn
+	time time.Duration
+}
+
+func (c slowConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	time.Sleep(c.time)
+	return n, err
+}
+
+// TestWriteThatReturnsLate: what it has written may all have arrived.
+func TestWriteThatReturnsLate(t *testing.T) {
+	for _, late := range []time.Duration{300 * time.Millisecond, 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			n := netfake.New()
+			ran := 0
+			reply(n, t, "a:80", func(_, _ int, r *http.Request) string {
+				if r.Method == http.MethodPost {
+					ran++
+					return ""
+				}
+				return ok("fine")
+			})
+			tr := wrapping(t, n, func(c net.Conn) net.Conn { return slowConn{c, late} })
+			defer tr.Close()
+			for range 3 {
+				require.Equal(t, "fine", mustGet(t, tr, "http://a/"))
+			}
+			if late < writeGrace {
+				require.EqualValues(t, 1, tr.Stats().Opened, "kept")
+			}
+			require.Error(t, post(t, tr, "http://a/", []byte("text")))
+			require.Equal(t, 1, ran, "not repeated")
+		})
+	}
+}
