@@ -150,7 +150,7 @@ func TestUpgradeBeforeTheBody(t *testing.T) {
 	req.Header.Set("Connection", "Upgrade")
 	req.Header.Set("Upgrade", "x")
 	_, err = tr.RoundTrip(req)
-	require.ErrorContains(t, err, "101 Switching Protocols before the request body was sent")
+	require.ErrorContains(t, err, "101 Switching Protocols before the request was sent")
 	_, err = io.WriteString(pw, "z")
 	require.ErrorIs(t, err, io.ErrClosedPipe)
 	require.Equal(t, uint64(1), tr.Stats().Closed[keepalive.CloseRequestUnsent])
