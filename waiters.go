@@ -59,8 +59,9 @@ type dial struct {
 	// overdue: it takes long, and is for one waiter at most. many is set when it
 	// is made and never changed.
 	done, many, overdue bool
-	// since is when the waiter came that it was started for. Never changed.
-	since time.Time
+	// since is when the waiter came that it was started for, after pool.base.
+	// Never changed.
+	since time.Duration
 	// ctx has the values of the request that the dial was started for, not
 	// its cancellation; cancel ends it. Set when it is made; never changed.
 	ctx    context.Context //nolint:containedctx // of the dialing goroutine
@@ -141,7 +142,7 @@ func (p *pool) fillLocked(h *host, do *todo) {
 		first, hold := h.starving.Front().Value, p.holdLocked(h)
 		orphan := h.orphans.Front()
 		switch {
-		case orphan != nil && (hold != holdNone || first.since.Sub(orphan.Value.since) < dialPatience):
+		case orphan != nil && (hold != holdNone || first.since.Sub(p.base)-orphan.Value.since < dialPatience):
 			p.boardLocked(orphan.Value)
 		case hold == holdTotal:
 			p.blocked.Push(&h.blocked) // where it was, unless it has just had its turn
@@ -159,7 +160,7 @@ func (p *pool) fillLocked(h *host, do *todo) {
 // dialLocked begins a dial for w.
 func (p *pool) dialLocked(w *waiter, do *todo) {
 	h := w.host
-	d := &dial{host: h, many: h.perConn > 1, since: w.since}
+	d := &dial{host: h, many: h.perConn > 1, since: w.since.Sub(p.base)}
 	d.ctx, d.cancel = context.WithCancel(context.WithoutCancel(w.ctx))
 	d.place.Value = d
 	p.boardLocked(d)
