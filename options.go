@@ -480,7 +480,7 @@ func WithOnProxyConnectResponse(
 // WithDialContext replaces the dialer for unencrypted connections and for the
 // TCP part of TLS, to hosts and to proxies. Connections that are no *net.TCPConn or *net.UnixConn, and
 // do not lead to one through a NetConn method, are kept alive too, but each
-// costs a goroutine while idle. nil means the default dialer.
+// costs a goroutine while idle, and one per request. nil means the default dialer.
 //
 // The context carries the request's values, not its cancellation: a dial
 // belongs to the pool, and another request may use its connection. It ends with
