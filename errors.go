@@ -177,12 +177,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // it on.
 func (e *Error) Timeout() bool { return isTimeout(e.Err) }
 
-// Temporary reports whether the cause is a timeout, as net/http has it, or says
-// of itself that it is temporary. With it, an Error is a net.Error.
+// Temporary reports whether the cause says of itself that it is temporary, as
+// timeouts do. With it, an Error is a net.Error.
 func (e *Error) Temporary() bool {
-	if e.Timeout() {
-		return true
-	}
 	t, ok := errors.AsType[interface {
 		error
 		Temporary() bool
