@@ -75,8 +75,9 @@ func (b body) WriteTo(w io.Writer) (n int64, err error) {
 
 // Close ends the body. The connection is kept if the rest is short and comes
 // soon (WithDrainLimit); that is seen to in the background. Close does not
-// wait for the peer, but for a request body that is still being sent to end
-// (some 70 ms at most), and always returns nil.
+// wait for the peer, but for a request that is still being sent to end (some
+// 70 ms at most; a second for a head on a connection that shows no socket), and
+// always returns nil.
 func (b body) Close() error {
 	ex := b.ex
 	if ex.closed.Swap(true) {

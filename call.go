@@ -132,7 +132,7 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 		case <-hard:
 			err = ErrRequestTimeout
 		case <-limit:
-			if !p.limited(w) { // a dial is under way for it, with a limit of its own
+			if !p.limited(w) { // it waits for a dial, which has a limit of its own
 				acquire.Reset(cl.limit.acquire)
 				continue
 			}

@@ -365,12 +365,6 @@ type parkedRead struct {
 	ended atomic.Bool   // unpark wants it to return
 }
 
-func (r *parkedRead) read(from net.Conn) {
-	var b [1]byte
-	r.n, r.err = from.Read(b[:])
-	close(r.done)
-}
-
 // park starts the read. gone is called if it ends before unpark, from the
 // goroutine that reads: nobody listens any more then, even if it ended by a
 // deadline of the wrapper's own. That goroutine ends with unpark or with the
@@ -379,7 +373,9 @@ func (c *conn) park(run func(func()), gone func()) {
 	r := &parkedRead{done: make(chan struct{})}
 	c.parked = r
 	run(func() {
-		r.read(c.nc)
+		var b [1]byte
+		r.n, r.err = c.nc.Read(b[:])
+		close(r.done)
 		if r.n > 0 || !isTimeout(r.err) || !r.ended.Load() {
 			gone()
 		}

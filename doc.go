@@ -67,7 +67,8 @@
 //	conn.go              one connection
 //	dial.go, proxy.go    how it comes to be: a stream, TLS, the protocol
 //	request.go           a request in the form in which it is sent
-//	send.go              sending it: the first turn, and a body that follows
+//	send.go              sending it: the first turn; sender.go: what is written
+//	                     beside the reading of the answer
 //	call.go              one request: its attempts; failure.go: what a failed
 //	                     one means
 //	exchange.go          one request and its answer on one connection

@@ -44,11 +44,13 @@ type pool struct {
 	// idleConns holds all idle connections, the longest idle first.
 	idleConns queue.Queue[*conn]
 	// leased holds all connections in use, for Close.
-	leased   queue.Queue[*conn]
-	lastFair time.Time // when a connection was last closed for another host: see owedLocked
+	leased queue.Queue[*conn]
 	// blocked holds the hosts that have waiters without a dial and are held
 	// back by maxConns alone.
 	blocked queue.Queue[*host]
+	// lastFair is when a connection was last closed for another host's request
+	// that had waited: see owedLocked.
+	lastFair time.Time
 	// learned outlives the hosts: one whose connections have ended is gone.
 	learned map[hostkey.Key]*idleEnds
 	// watched finds a connection by its id, for the watcher.

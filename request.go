@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -111,7 +112,7 @@ func (cl *call) takeOptions() error {
 	}
 	limit := o.apply(cl.t.cfg.timeouts)
 	cl.opts, cl.limit = o, &limit
-	return errors.Join(append(o.refused[:len(o.refused):len(o.refused)], o.errs...)...)
+	return errors.Join(slices.Concat(o.refused[:], o.errs)...)
 }
 
 // endsConn returns why any connection ends with this request, or CloseNone.

@@ -43,7 +43,7 @@ type requestOptions struct {
 	fresh, noReuse, noRetry bool
 	replace                 [numTimeouts]*time.Duration
 	refused                 [numTimeouts]error // why replace has none
-	errs                    []error
+	errs                    []error            // of other options
 }
 
 // The timeouts that a request can replace, as indexes of requestOptions.replace.
