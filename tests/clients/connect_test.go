@@ -300,7 +300,7 @@ func TestConnectHTTP2(t *testing.T) {
 		for _, d := range dialectsHTTP2 {
 			t.Run(name+"/"+d.name, func(t *testing.T) {
 				t.Parallel()
-				bothHTTP2(t, plain, func(t *testing.T, s *subject) {
+				bothHTTP2(t, plain, 1, func(t *testing.T, s *subject) {
 					w := newWatch()
 					c := newCallers(s, s.serveHTTP2(t, plain, service(w)), d.with)
 					c.unary(t, "the first opens the connection")
@@ -314,10 +314,25 @@ func TestConnectHTTP2(t *testing.T) {
 					}
 					all.Wait()
 					c.giveUp(t, w)
-					c.deadline(t)
 					c.unary(t, "still there")
 				})
 			})
 		}
+	}
+}
+
+// TestConnectHTTP2Deadline: a server that is slow to answer the ping that
+// follows a deadline costs a connection, so connections are not counted.
+func TestConnectHTTP2Deadline(t *testing.T) {
+	t.Parallel()
+	for name, plain := range map[string]bool{"tls": false, "h2c": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bothHTTP2(t, plain, -1, func(t *testing.T, s *subject) {
+				c := newCallers(s, s.serveHTTP2(t, plain, service(newWatch())), connect.WithGRPC())
+				c.deadline(t)
+				c.unary(t, "still there")
+			})
+		})
 	}
 }

@@ -55,7 +55,7 @@ func both(t *testing.T, conns int, f func(t *testing.T, s *subject)) {
 
 // bothHTTP2 is both for HTTP/2: as ALPN picks it with TLS, or without TLS from
 // the first byte on.
-func bothHTTP2(t *testing.T, plain bool, f func(t *testing.T, s *subject)) {
+func bothHTTP2(t *testing.T, plain bool, conns int, f func(t *testing.T, s *subject)) {
 	t.Helper()
 	var only http.Protocols
 	only.SetHTTP2(!plain)
@@ -64,11 +64,11 @@ func bothHTTP2(t *testing.T, plain bool, f func(t *testing.T, s *subject)) {
 		t.Parallel()
 		tr, err := keepalive.New(keepalive.FromTransport(netHTTP(only)))
 		require.NoError(t, err)
-		run(t, 1, &subject{RoundTripper: tr, ours: tr}, f)
+		run(t, conns, &subject{RoundTripper: tr, ours: tr}, f)
 	})
 	t.Run("net/http", func(t *testing.T) {
 		t.Parallel()
-		run(t, 1, &subject{RoundTripper: netHTTP(only)}, f)
+		run(t, conns, &subject{RoundTripper: netHTTP(only)}, f)
 	})
 }
 
