@@ -2,7 +2,9 @@ package clients_test
 
 import (
 	"context"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,7 +149,9 @@ func TestWebSocketCancel(t *testing.T) {
 		}()
 		receive(t, hold.begun, "the answer to a ping")
 		cancel()
-		require.ErrorIs(t, receive(t, read, "the end of Read"), context.Canceled)
+		// Read says net.ErrClosed when the cancellation comes between two frames.
+		err := receive(t, read, "the end of Read")
+		require.True(t, errors.Is(err, context.Canceled) || errors.Is(err, net.ErrClosed), "%v", err)
 		require.Error(t, receive(t, hold.ended, "the end of the server's connection"))
 	})
 }
