@@ -16,7 +16,7 @@ all: fmt lint test ## format, lint, test
 deps: ## install the servers that the tests talk to (Debian, as root)
 	.ci/deps
 
-test: deps ## run every test, on a fresh machine too
+test: deps ## run the module's tests, on a fresh machine too
 	PATH=$$PATH:/usr/sbin:/sbin KEEPALIVE_REAL_SERVERS=1 go test -race -timeout 900s ./...
 
 race: ## run the tests without installing anything; what needs a server is skipped

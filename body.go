@@ -76,8 +76,8 @@ func (b body) WriteTo(w io.Writer) (n int64, err error) {
 // Close ends the body. The connection is kept if the rest is short and comes
 // soon (WithDrainLimit); that is seen to in the background. Close does not
 // wait for the peer, but for a request that is still being sent to end (some
-// 70 ms at most; a second for a head on a connection that shows no socket), and
-// always returns nil.
+// 70 ms at most; a second for a long head, or one on a connection that shows no
+// socket), and always returns nil.
 func (b body) Close() error {
 	ex := b.ex
 	if ex.closed.Swap(true) {
@@ -193,6 +193,25 @@ func (ex *exchange) abandon() {
 	ex.rd.Free()
 	ex.finish(time.Now(), ending{requestSent: true})
 }
+
+// buffer is a pooled slice of bytes, for bodies.
+type buffer struct{ b []byte }
+
+const bufferSize = 32 << 10
+
+var bufferPool = sync.Pool{ //nolint:gochecknoglobals // shared by nature
+	New: func() any { return &buffer{make([]byte, 0, bufferSize)} },
+}
+
+// getBuffer returns an empty buffer of bufferSize.
+func getBuffer() *buffer {
+	b, _ := bufferPool.Get().(*buffer)
+	b.b = b.b[:0]
+	return b
+}
+
+// free gives b back; it must not be used after.
+func (b *buffer) free() { bufferPool.Put(b) }
 
 // upgraded is the body of a 101 answer, or of a 2xx one to CONNECT: the
 // connection itself, which is the user's now. It begins with what had arrived

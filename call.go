@@ -3,9 +3,7 @@ package keepalive
 import (
 	"context"
 	"errors"
-	"net"
 	"net/http"
-	"net/http/httptrace"
 	"time"
 )
 
@@ -18,7 +16,7 @@ func (cl *call) run() (*http.Response, error) {
 	if err := cl.contextEnded(); err != nil {
 		return nil, cl.abort(cl.error(PhaseAcquire, err))
 	}
-	dialCtx, guard := dialContext(cl.ctx, cl.trace)
+	dialCtx, guard := guardTrace(cl.ctx, cl.trace)
 	defer guard.end(cl.req.Context())
 	needsFresh := cl.opts.fresh || cl.key.Auth && beginsConnAuth(cl.req.Header)
 	fresh := needsFresh
@@ -87,7 +85,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
 	t.perform(do)
-	cl.counted = cl.counted || !errors.Is(err, ErrClosed)
+	cl.counted = cl.counted || !errors.Is(err, ErrClosed) // as the pool does: see pool.active
 	c := got.c
 	if got.w != nil {
 		cl.watchCancel()
@@ -132,7 +130,7 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 		case <-hard:
 			err = ErrRequestTimeout
 		case <-limit:
-			if !p.limited(w) { // it waits for a dial, which has a limit of its own
+			if !p.limited(w) { // it waits for a dial, which has a limit of its own, or to hear how many fit
 				acquire.Reset(cl.limit.acquire)
 				continue
 			}
@@ -147,16 +145,15 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 	}
 }
 
-// error makes err an *Error of this call, or completes the one that it is.
+// error makes err an *Error of this call, or completes the one that it is. A bare
+// ErrClosed, and nil, stay what they are.
 func (cl *call) error(phase Phase, err error) error {
+	if err == ErrClosed || err == nil { //nolint:errorlint // our own sentinel
+		return err
+	}
 	e := &Error{Phase: phase, Err: err}
-	switch known := err.(type) { //nolint:errorlint // the outermost one
-	case *Error: // others may have it, too: a dial can be for several requests
-		*e = *known
-	default:
-		if err == ErrClosed || err == nil { //nolint:errorlint // our own sentinel
-			return err
-		}
+	if known, ok := err.(*Error); ok { //nolint:errorlint // the outermost one
+		*e = *known // others may have it, too: a dial can be for several requests
 	}
 	e.Host = cl.hostName()
 	e.Attempts, e.Elapsed = max(cl.attempt, 1), time.Since(cl.start)
@@ -171,23 +168,4 @@ func (cl *call) abort(err error) error {
 	cl.dropBody()
 	cl.finish()
 	return err
-}
-
-// gotConn describes c to the trace.
-func (l lease) gotConn(c *conn) httptrace.GotConnInfo {
-	info := httptrace.GotConnInfo{Conn: c.nc, Reused: l.served > 0, WasIdle: l.wasIdle && l.idleFor > 0}
-	if c.nc == net.Conn(&c.sc) {
-		info.Conn = c.sc.NetConn()
-	}
-	if info.WasIdle {
-		info.IdleTime = l.idleFor
-	}
-	return info
-}
-
-// sampleRTT notes that an answer took d: its round trip cannot be longer.
-func (c *conn) sampleRTT(d time.Duration) {
-	if c.rtt == 0 || d < c.rtt {
-		c.rtt = d
-	}
 }

@@ -47,12 +47,13 @@ const (
 	// protocol has room for more (capacity) has several users.
 	stateLeased connState = iota
 	// stateIdle: the pool owns it. Nobody reads or writes; the watcher hears
-	// that the peer is gone, a peek looks without taking.
+	// that the peer is gone, a peek looks without taking. One that hides its
+	// socket has a read under way (park), one of HTTP/2 is read all the time.
 	stateIdle
 	// stateClosing: whoever the pool returned it to closes it, once, with no
 	// lock held. It still has its slot.
 	stateClosing
-	// stateDetached: the user owns it (101 Switching Protocols).
+	// stateDetached: the user owns it (101 Switching Protocols, CONNECT).
 	stateDetached
 	// stateClosed: nobody.
 	stateClosed
@@ -96,25 +97,28 @@ type conn struct {
 	nc  net.Conn  // what HTTP is spoken over: sc, or TLS on it
 	tls *tls.ConnectionState
 	protocol
-	host *host
-	id   uint64 // unique in its Transport, the watcher's token
+	id uint64 // unique in its Transport, the watcher's token
 
-	// Set by pool.adoptLocked; never changed.
+	// Set by pool.adoptLocked; never changed. host is nil while it is dialed.
+	host     *host
 	dialedAt time.Time
 	life     time.Duration // how long after dialedAt it may be used; 0: any
 
 	// The owner's: of the exchange while leased, if it is the only one.
 	parked *parkedRead
 	rtt    time.Duration // the shortest round trip seen; 0: none
-	served int           // requests begun; the pool counts them
 	// soon is the read deadline that watchSoon has left on the socket, after
 	// dialedAt; 0: none.
 	soon time.Duration
 
+	// Written under pool.mu and, with one user (HTTP/1), by that one; read under
+	// pool.mu or by the one user: the pool changes none of them while it is leased.
+	served  int           // requests begun
+	idleFor time.Duration // how long it had been idle when it was leased
+
 	// Guarded by pool.mu.
 	inPool, inHost queue.Elem[*conn]
 	idleSince      time.Time
-	idleFor        time.Duration // how long it had been idle when it was leased
 	idleLimit      time.Duration // how long after idleSince it may be used; 0: any
 	hintIdle       time.Duration // the last answer's own limit; 0: none
 	lookAt         time.Duration // when reap looks at it, after pool.base
@@ -136,8 +140,10 @@ type conn struct {
 	// written, so the socket's buffer may not be empty. The owner's.
 	peer10, loaded bool
 
+	// As served: it has been idle before.
+	wasIdle bool
+
 	// Guarded by pool.mu.
-	wasIdle  bool // it has been idle before
 	peerGone bool
 	// silent: a request timed out without a byte from the peer. It gets no
 	// other one until the peer has been heard.
@@ -148,7 +154,7 @@ type conn struct {
 	retired           CloseReason // why it gets no more requests; CloseNone: it does
 	state             connState
 	limitReason       CloseReason // what idleLimit stands for
-	reason            CloseReason
+	reason            CloseReason // why it was dropped; set with stateClosing
 }
 
 // setIdle notes that c is idle since now and when that ends. idleTimeout is
@@ -171,7 +177,7 @@ func (c *conn) setIdle(now time.Time, idleTimeout time.Duration) {
 	}
 }
 
-// limitIdle shortens how long c may stay idle.
+// limitIdle shortens how long c may stay idle. Guarded by pool.mu.
 func (c *conn) limitIdle(d time.Duration, reason CloseReason) {
 	if c.idleLimit == 0 || d < c.idleLimit {
 		c.idleLimit, c.limitReason = d, reason
@@ -263,7 +269,7 @@ func (c *conn) probe() CloseReason {
 	c.sc.SetNonblock(true)
 	defer c.sc.SetNonblock(false)
 	wrote := c.sc.BytesWritten()
-	reason := heard(c.nc.Read(b[:]))
+	reason := unasked(c.nc.Read(b[:]))
 	if reason == CloseNone && c.tls != nil && c.tls.Version < tls.VersionTLS13 && c.sc.BytesWritten() != wrote {
 		return CloseStale // the peer asked to shake hands again, which does not survive this
 	}
@@ -318,16 +324,16 @@ func (c *conn) probeUntil(deadline time.Time) CloseReason {
 		return CloseStale
 	}
 	watchdog := time.AfterFunc(probeGrace, c.sc.Interrupt)
-	reason := heard(c.nc.Read(b[:]))
+	reason := unasked(c.nc.Read(b[:]))
 	if watchdog.Stop() && c.sc.SetReadDeadline(time.Time{}) == nil {
 		return reason
 	}
 	return cmp.Or(reason, CloseStale)
 }
 
-// heard returns what a read that should have heard nothing says of its
+// unasked returns what a read that should have got nothing says of its
 // connection.
-func heard(n int, err error) CloseReason {
+func unasked(n int, err error) CloseReason {
 	switch {
 	case n > 0:
 		return CloseProtocolError
@@ -409,7 +415,7 @@ func (c *conn) unpark() CloseReason {
 	c.parked = nil
 	select {
 	case <-r.done:
-		return cmp.Or(heard(r.n, r.err), CloseStale) // it ended by itself
+		return cmp.Or(unasked(r.n, r.err), CloseStale) // it ended by itself
 	default:
 	}
 	r.ended.Store(true)
@@ -423,7 +429,14 @@ func (c *conn) unpark() CloseReason {
 	if err != nil {
 		return CloseStale // closed, or interrupted
 	}
-	return heard(r.n, r.err)
+	return unasked(r.n, r.err)
+}
+
+// sampleRTT notes that an answer took d: its round trip cannot be longer.
+func (c *conn) sampleRTT(d time.Duration) {
+	if c.rtt == 0 || d < c.rtt {
+		c.rtt = d
+	}
 }
 
 // shutDown closes the socket. TLS's close_notify is sent if there is room for

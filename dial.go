@@ -211,7 +211,9 @@ func newConn(nc net.Conn, rtt time.Duration) *conn {
 	c := &conn{rtt: rtt, protocol: http1{}, capacity: 1}
 	c.sc.Init(nc)
 	c.nc = &c.sc
-	c.checkable = c.sc.SetDeadline(time.Time{}) == nil || c.sc.HasSocket() // a dial function's has no say in requests
+	// A deadline of the dial function's has no say in requests.
+	heeds := c.sc.SetDeadline(time.Time{}) == nil
+	c.checkable = heeds || c.sc.HasSocket()
 	return c
 }
 

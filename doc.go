@@ -25,10 +25,12 @@
 //	             CloseReason
 //
 // The goroutine of RoundTrip writes and reads itself. Goroutines of their own
-// have: a dial, a request body that is not small or not in memory, the rest of
-// a body that was closed early, an idle connection that hides its socket, and
-// one watcher that hears of idle connections whose peer is gone. Close waits
-// for all of them.
+// have: a dial; what is written beside the reading (sender.go); the rest of a
+// body that was closed early; an idle connection that hides its socket, and the
+// closing of a user's; an HTTP/2 connection, which is read all the time; a watch
+// of Request.Cancel; and one watcher that hears of idle connections whose peer is
+// gone. Close waits for all of them, but not for the copy of a request body into
+// a tunnel (CONNECT), which is the user's with it.
 //
 // # Owners
 //
@@ -40,12 +42,14 @@
 //	leased    one exchange, then the    that exchange      that exchange, through
 //	          response body; with       or body            release
 //	          HTTP/2 several of them
-//	idle      the pool                  nobody; a peek     nobody, until removed
-//	                                    only looks
+//	idle      the pool                  nobody (below)     nobody, until removed
 //	closing   whom the pool gave it to  nobody             that one, once, with
 //	                                                       no lock held
 //	detached  the user (101, CONNECT)   the user           the user
 //	closed    nobody                    nobody             nobody
+//
+// An idle connection is looked at, not read, but for two: one that hides its
+// socket has a read under way (conn.park), HTTP/2 reads all the time.
 //
 // A slot, one unit of the limits, is taken with the dial and given back when
 // the socket is closed.
@@ -56,7 +60,7 @@
 // say so. It is a leaf: nothing that blocks and no code of a caller runs while
 // it is held, not even the Close of a socket. The pool decides and returns what
 // is to be dialed, closed or interrupted as a todo; Transport.perform carries it
-// out. Methods that need the lock held end in Locked.
+// out. Methods of pool that need the lock held end in Locked.
 //
 // # Files
 //
@@ -66,7 +70,7 @@
 //	                     lifecycle.go, expiry.go, learned.go: until when
 //	conn.go              one connection
 //	dial.go, proxy.go    how it comes to be: a stream, TLS, the protocol
-//	request.go           a request in the form in which it is sent
+//	request.go           a request in the form in which it is sent; requestbody.go
 //	send.go              sending it: the first turn; sender.go: what is written
 //	                     beside the reading of the answer
 //	call.go              one request: its attempts; failure.go: what a failed
@@ -86,4 +90,5 @@
 //	internal/sock        sockets: peek, write and wait in one, the watcher
 //	internal/queue       the list of waiters and of idle connections
 //	internal/hostkey     the pool key
+//	internal/difftest, faultserver, netfake, rawhttp2   what tests are made of
 package keepalive

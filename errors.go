@@ -29,11 +29,12 @@ var (
 	// ErrMalformedResponse marks an answer that breaks HTTP/1.1's syntax or
 	// framing (RFC 9112).
 	ErrMalformedResponse = errors.New("malformed response")
-	// ErrResponseTooLarge marks an answer whose head passed
+	// ErrResponseTooLarge marks an HTTP/1 answer whose head passed
 	// WithMaxResponseHeaderBytes, or too many interim (1xx) answers.
 	ErrResponseTooLarge = errors.New("response head too large")
-	// ErrRequestBody marks an error that Request.Body itself returned, or a
-	// body that is shorter or longer than Request.ContentLength says.
+	// ErrRequestBody marks an error that Request.Body (its Read or Close) or
+	// Request.GetBody returned, a body that is shorter or longer than
+	// Request.ContentLength says, or a trailer that cannot be sent.
 	ErrRequestBody = errors.New("request body")
 )
 
@@ -81,8 +82,9 @@ const (
 	PhaseDial
 	// PhaseProxy: getting the proxy to connect to the host (CONNECT, SOCKS).
 	PhaseProxy
-	// PhaseTLS: the TLS handshake, with the host or its proxy. A request whose
-	// context ends meanwhile says PhaseDial: the dial is not its own.
+	// PhaseTLS: the TLS handshake, with the host or its proxy, and the choice of
+	// the protocol. A request whose context ends meanwhile says PhaseDial: the
+	// dial is not its own.
 	PhaseTLS
 	// PhaseWrite: sending the request.
 	PhaseWrite
@@ -112,7 +114,7 @@ func (p Phase) String() string {
 	return "unknown"
 }
 
-// Error is how a request that was sent out can fail. It says what is known;
+// Error is how a request can fail that passed the checks of its form. It says what is known;
 // the cause is reached through errors.Is and errors.As: one of the sentinels
 // above, a syscall.Errno, io.EOF or io.ErrUnexpectedEOF (the connection
 // ended), a *tls.CertificateVerificationError, context.Canceled,
@@ -134,10 +136,12 @@ type Error struct {
 	IdleTime time.Duration
 	// Age is the time since the connection was dialed.
 	Age time.Duration
-	// Served is how many requests the connection had answered before.
+	// Served is how many requests the connection had answered before; over
+	// HTTP/2, had begun to serve.
 	Served int
 	// BytesWritten is how much of the request the socket had accepted, with
-	// TLS overhead. 0 proves that the server has not seen it.
+	// TLS overhead. 0 proves that the server has not seen it. Over HTTP/2 this
+	// and BytesRead count what went over the connection in that time.
 	BytesWritten int64
 	// BytesRead is how much of the answer had arrived, after TLS.
 	BytesRead int64
@@ -200,7 +204,8 @@ func isTimeout(err error) bool {
 	return ok && t.Timeout()
 }
 
-// OptionError says which option New refused, and why. New joins all of them.
+// OptionError says which option was refused, and why: by New, which joins all of
+// them, or by RoundTrip (ContextWithOptions).
 type OptionError struct {
 	// Option is the name of the option function.
 	Option string

@@ -24,7 +24,7 @@ type exchange struct {
 	rd *wire.Reader
 
 	start    time.Time // when it got the connection
-	reused   bool      // it was not dialed for this request
+	reused   bool      // the connection has served before, or been idle
 	gotFirst bool      // the trace has heard of the first byte
 	wrote0   int64     // the connection's counter at the start
 	sender   *sender
@@ -37,15 +37,16 @@ type exchange struct {
 	watchRan  bool
 	stopWatch func() bool
 	// hardTimer ends a body that nobody reads with the whole exchange's time.
+	// Guarded by readMu.
 	hardTimer *time.Timer
 
-	// mu makes {is this still our connection?, act on it} one step. It is a
-	// leaf.
+	// mu makes {is this still our connection?, act on it} one step. Under it only
+	// the socket's own lock is taken, and a wrapper's SetDeadline runs.
 	mu          sync.Mutex
 	released    bool     // the connection is not ours any more
 	handedOver  bool     // the response was returned, with this as its body
 	interrupted bool     // we have cut it off
-	inHeader    bool     // the head of the answer is awaited
+	inHeader    bool     // the head of the answer is awaited; set before a sender starts
 	armed       bool     // a deadline is set on the connection
 	readEnd     deadline // the read deadline that is set
 
@@ -62,8 +63,7 @@ type exchange struct {
 type http1 struct{}
 
 func (http1) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *outcome) {
-	unused := c.served == 1 && !c.wasIdle
-	return cl.t.newExchange(cl, c, now).roundTrip(unused)
+	return cl.t.newExchange(cl, c, now).roundTrip()
 }
 
 func (http1) close(c *conn) { c.shutDown() }
@@ -96,7 +96,8 @@ func (ex *exchange) arm() {
 	}
 }
 
-// handOver makes the response body the exchange's only owner.
+// handOver makes the response body the exchange's owner. From here on Read, Close,
+// the context's end and hardTimer may end it, one at a time under readMu.
 func (ex *exchange) handOver() {
 	ex.watch()
 	ex.setRead(deadline{})
@@ -146,9 +147,8 @@ func (ex *exchange) setReadLocked(d deadline) {
 }
 
 // roundTrip sends the request and returns the final answer, or what happened.
-// fresh: the connection has just been dialed for somebody who waits.
-func (ex *exchange) roundTrip(fresh bool) (*http.Response, *outcome) {
-	stale, phase, err := ex.send(fresh)
+func (ex *exchange) roundTrip() (*http.Response, *outcome) {
+	stale, phase, err := ex.send()
 	if stale != CloseNone {
 		return nil, ex.stale(stale)
 	}
@@ -186,11 +186,11 @@ func (ex *exchange) awaitHead() (wire.Head, error) {
 		if err != nil {
 			continue // only the wait for 100 Continue is over
 		}
-		watched, err := ex.interim(head)
+		hooked, err := ex.interim(head)
 		if err != nil {
 			return head, err
 		}
-		if !watched {
+		if !hooked {
 			limit -= head.Size
 			if interim++; interim > ex.t.cfg.maxInterim || limit <= 0 {
 				return head, wire.ErrHeadTooLarge
@@ -260,9 +260,9 @@ func (ex *exchange) readHead(limit int) (wire.Head, error) {
 	return head, err
 }
 
-// interim tells the hooks of a 1xx answer. watched says that there is one that
+// interim tells the hooks of a 1xx answer. hooked says that there is one that
 // sees all of them, and so may refuse.
-func (ex *exchange) interim(head wire.Head) (watched bool, err error) {
+func (ex *exchange) interim(head wire.Head) (hooked bool, err error) {
 	t := ex.cl.trace
 	if t == nil {
 		return false, nil

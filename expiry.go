@@ -47,8 +47,8 @@ func (h *expiryHeap) Pop() any {
 	return c
 }
 
-// expiresAt returns when c expires, after pool.base; 0 means never.
-func (p *pool) expiresAt(c *conn) time.Duration {
+// expiresAtLocked returns when c expires, after pool.base; 0 means never.
+func (p *pool) expiresAtLocked(c *conn) time.Duration {
 	if c.idleLimit == 0 {
 		return 0
 	}
@@ -61,7 +61,7 @@ func (p *pool) expiresAt(c *conn) time.Duration {
 
 // scheduleLocked makes sure that reap looks at c when it expires.
 func (p *pool) scheduleLocked(c *conn, now time.Time) {
-	at := p.expiresAt(c)
+	at := p.expiresAtLocked(c)
 	switch {
 	case at == 0:
 		return
@@ -126,8 +126,8 @@ func (p *pool) reap(now time.Time) (do todo, more bool) {
 		switch {
 		case reason != CloseNone:
 			p.dropLocked(c, reason, &do)
-		case c.state == stateIdle && p.expiresAt(c) != 0:
-			c.lookAt = p.expiresAt(c)
+		case c.state == stateIdle && p.expiresAtLocked(c) != 0:
+			c.lookAt = p.expiresAtLocked(c)
 			heap.Fix(&p.expiry, 0)
 		default:
 			heap.Pop(&p.expiry) // scheduled again when it becomes idle

@@ -61,7 +61,7 @@ func (p *pool) dropLocked(c *conn, reason CloseReason, do *todo) {
 	c.host.closed[reason]++
 	p.all.closed[reason]++
 	do.discard = append(do.discard, c)
-	p.settledLocked(c, do)
+	p.endSettlingLocked(c, do)
 }
 
 // closed notes that the socket of c is closed: its slot is free.

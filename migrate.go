@@ -112,7 +112,6 @@ func (c *config) takeProxy(src *http.Transport) {
 // context included. A function has its own idea of how long a dial may take;
 // without one WithDialTimeout's default holds.
 func (c *config) takeDialers(src *http.Transport) {
-	type dialFunc = func(context.Context, string, string) (net.Conn, error)
 	plain := func(dial func(string, string) (net.Conn, error)) dialFunc {
 		if dial == nil {
 			return nil

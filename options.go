@@ -213,8 +213,8 @@ func duration(name string, d time.Duration, zero string, set func(*config)) Opti
 	}
 }
 
-// WithMaxConns limits the connections to all hosts together: in use, idle and
-// being dialed. At the limit the longest idle connection of any host makes
+// WithMaxConns limits the connections to all hosts together: in use, idle,
+// being dialed, and handed over (101, CONNECT). At the limit the longest idle connection of any host makes
 // room; a request waits only when none is idle. A host that has no connection
 // may always open its first, above the limit. Where connections go from request
 // to request of one host, one of them is closed for another host that has fewer
@@ -223,18 +223,20 @@ func WithMaxConns(n int) Option {
 	return count("WithMaxConns", n, 0, " (0 means no limit)", func(c *config) { c.maxConns = n })
 }
 
-// WithMaxConnsPerHost limits the connections to one host: in use, idle and
-// being dialed. At the limit requests wait in order of arrival. A connection
-// counts until its socket is closed. A host is what has connections of its own:
+// WithMaxConnsPerHost limits the connections to one host: in use, idle, being
+// dialed, and handed over (101, CONNECT). At the limit requests wait in order of
+// arrival. A connection counts until its socket is closed. A host is what has connections of its own:
 // scheme, host, port and proxy, with WithPoolKey each key, and requests whose
-// credentials are the connection's. 0 means no limit, the default.
+// credentials are the connection's. It may not be above WithMaxConns. 0 means no
+// limit, the default.
 func WithMaxConnsPerHost(n int) Option {
 	return count("WithMaxConnsPerHost", n, 0, " (0 means no limit)", func(c *config) { c.maxConnsPerHost = n })
 }
 
 // WithMaxIdleConns limits the idle connections to all hosts together. When it
 // is passed, the one that has been idle longest is closed. 0 means no limit.
-// The default is 512.
+// The default is 512. It may not be above WithMaxConns. Where it was not given,
+// it yields to WithMaxConns, and to a larger WithMaxIdleConnsPerHost.
 func WithMaxIdleConns(n int) Option {
 	return count("WithMaxIdleConns", n, 0, " (0 means no limit)", func(c *config) { c.maxIdle = n })
 }
@@ -242,7 +244,8 @@ func WithMaxIdleConns(n int) Option {
 // WithMaxIdleConnsPerHost limits the idle connections to one host. When it is
 // passed, the one that has been idle longest is closed. 0 means no limit
 // (unlike net/http, where 0 means 2; see WithDisableKeepAlives to keep none).
-// The default is 64.
+// The default is 64. It may not be above WithMaxIdleConns or WithMaxConnsPerHost.
+// Where it was not given, it yields to them.
 func WithMaxIdleConnsPerHost(n int) Option {
 	return count("WithMaxIdleConnsPerHost", n, 0, " (0 means no limit)", func(c *config) {
 		c.maxIdlePerHost, c.keepNoneIdle = n, false
@@ -266,7 +269,8 @@ func WithMaxRequestsPerConn(n int) Option {
 
 // WithMaxResponseHeaderBytes limits the head of an answer. Interim (1xx)
 // answers share the limit with the final one, unless an httptrace
-// Got1xxResponse hook sees them; then it holds for each. The default is 1 MiB.
+// Got1xxResponse hook sees them; then it holds for each. Over HTTP/2 a larger
+// head ends the connection. The default is 1 MiB.
 func WithMaxResponseHeaderBytes(n int) Option {
 	return count("WithMaxResponseHeaderBytes", n, 1, "", func(c *config) { c.maxHeaderBytes = n })
 }
@@ -289,7 +293,7 @@ func WithMaxConnLifetime(d time.Duration) Option {
 // WithLifetimeJitter shortens each connection's lifetime by a random part of
 // at most this fraction, so that connections do not end together. It is drawn
 // once per connection and never lengthens. From 0 (none) to 1. The default is
-// 0.1.
+// 0.1. WithMaxConnLifetime(0) refuses it.
 func WithLifetimeJitter(fraction float64) Option {
 	return func(c *config) error {
 		if math.IsNaN(fraction) || fraction < 0 || fraction > 1 {
@@ -314,9 +318,10 @@ func WithIdleOrder(o IdleOrder) Option {
 }
 
 // WithAcquireTimeout is how long a request may wait for a connection because a
-// limit is reached. The dial is not part of it (WithDialTimeout). The request
-// then fails with ErrAcquireTimeout. 0 means no limit but the context's, the
-// default.
+// limit is reached; it fails with ErrAcquireTimeout then. It is asked when that
+// time has passed since the wait began: one that waits for a dial then
+// (WithDialTimeout) has the same time again. 0 means no limit but the context's,
+// the default.
 func WithAcquireTimeout(d time.Duration) Option {
 	return duration("WithAcquireTimeout", d, " (0 means no limit)", func(c *config) { c.acquire = d })
 }
@@ -372,8 +377,9 @@ func WithRequestTimeout(d time.Duration) Option {
 }
 
 // WithTCPKeepAlive sets the probes of idle and active TCP connections. The
-// default is 15 s idle, 15 s apart, 3 probes. It has no effect with
-// WithDialContext.
+// default is 15 s idle, 15 s apart, 3 probes. The zero value sends none; with
+// Enable, a field that is 0 is Go's default (15 s, 15 s, 9). It has no effect
+// with WithDialContext.
 func WithTCPKeepAlive(k net.KeepAliveConfig) Option {
 	return func(c *config) error {
 		c.tcpKeepAlive = k
@@ -393,8 +399,8 @@ func WithTCPUserTimeout(d time.Duration) Option {
 // WithProtocols sets the protocols that may be spoken. HTTP/2 over TLS is chosen
 // when the server offers it (ALPN); without TLS it is spoken only when HTTP1 is
 // not in the set, as the server must be known to speak it. Requests with an
-// Upgrade field always go over HTTP/1.1, and those that authenticate their
-// connection (WithPoolKey) do if it is in the set. HTTP2 has no effect when GODEBUG has
+// Upgrade field go over HTTP/1.1, and fail without it in the set; those that
+// authenticate their connection (WithPoolKey) do if it is in the set. HTTP2 has no effect when GODEBUG has
 // http2client=0. An empty set is refused. The default is HTTP/1, HTTP/2.
 func WithProtocols(p http.Protocols) Option {
 	return func(c *config) error {

@@ -93,7 +93,8 @@ type host struct {
 	// takes several; told: a peer has said how many, limit.
 	perConn, limit int
 	guessed, told  bool
-	// freeing: a connection is being closed because a waiter needs its slot.
+	// freeing: a connection is being closed because a waiter of this host needs its
+	// slot.
 	freeing bool
 	// settling counts the connections that are about to say how many they take,
 	// serving those with several users at a time that may get more requests.
@@ -143,6 +144,13 @@ func newPool(cfg *config, onTimer func()) *pool {
 type acquired struct {
 	c *conn
 	w *waiter
+}
+
+// lease is what is known of a connection when a request gets it.
+type lease struct {
+	served  int           // requests begun before
+	wasIdle bool          // it has been idle before
+	idleFor time.Duration // how long it was idle until now
 }
 
 // acquire leases an idle connection to the caller, or puts it in line.
@@ -280,6 +288,13 @@ func (p *pool) retireLocked(c *conn, reason CloseReason) {
 	p.shareLocked(c)
 }
 
+// lease describes c to the request that it has just been leased to.
+func (p *pool) lease(c *conn) lease {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return lease{served: c.served - 1, wasIdle: c.wasIdle, idleFor: c.idleFor}
+}
+
 // countReuseLocked counts a use of c, which is over, unless it was the first one.
 // It is not known before whether there is a use: a waiter may have left, the
 // connection may be dead.
@@ -314,7 +329,7 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		if v.reason == CloseProtocolError {
 			p.suspectLocked(c.host, now, &do)
 		}
-		return v.reason, do
+		return c.retired, do
 	}
 	if v.IdleTimeout > 0 { // some say it once: when they are asked to keep alive
 		c.hintIdle = v.IdleTimeout

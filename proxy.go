@@ -143,7 +143,7 @@ func socksConnect(ctx context.Context, nc net.Conn, u *url.URL, addr, target str
 		auth = &proxy.Auth{User: u.User.Username()}
 		auth.Password, _ = u.User.Password()
 	}
-	d, err := proxy.SOCKS5("tcp", addr, auth, dialed{nc})
+	d, err := proxy.SOCKS5("tcp", addr, auth, doneDialer{nc})
 	if err != nil {
 		return err
 	}
@@ -156,12 +156,12 @@ func socksConnect(ctx context.Context, nc net.Conn, u *url.URL, addr, target str
 	return err
 }
 
-// dialed stands in for a dialer: the connection is there.
-type dialed struct{ nc net.Conn }
+// doneDialer stands in for a dialer: the connection is there.
+type doneDialer struct{ nc net.Conn }
 
-func (d dialed) Dial(string, string) (net.Conn, error) { return d.nc, nil }
+func (d doneDialer) Dial(string, string) (net.Conn, error) { return d.nc, nil }
 
-func (d dialed) DialContext(context.Context, string, string) (net.Conn, error) { return d.nc, nil }
+func (d doneDialer) DialContext(context.Context, string, string) (net.Conn, error) { return d.nc, nil }
 
 // tunnel asks an HTTP proxy for a tunnel to target (RFC 9110 section 9.3.6).
 func (d *dialer) tunnel(ctx context.Context, nc net.Conn, u *url.URL, target string) error {

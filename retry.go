@@ -17,10 +17,15 @@ import (
 //	fresh connection ended before the first byte   error           error
 //	a response byte was read, timeout, cancelled   error           error
 //
-// Whatever the policy says, a request is only repeated while no byte of an
-// answer has been read, and with a body that can be sent again: none, one with
-// Request.GetBody, or one that has not been touched. An error of Request.Body
-// is never retried.
+// Whatever the policy says, a request is only repeated while nothing of an
+// answer has been read (with HTTP/2, no head of one), and with a body that can be sent again: none, one with
+// Request.GetBody, one that is small and in memory, or one that has not been
+// touched. An error of Request.Body is never retried.
+//
+// Two answers count as none. A 408 with "Connection: close" on a connection that
+// had been idle is its late end, for which the table holds. A 417 before any of
+// the body was sent is followed by one request without Expect, under any policy;
+// NoRetry rules it out.
 type RetryPolicy struct {
 	// MaxRetries is how many extra attempts a request may have. 0 means none.
 	// The last one always uses a freshly dialed connection.
@@ -62,7 +67,7 @@ type RetryInfo struct {
 	// Leaving reports whether the server had said that the connection ends, for
 	// no fault of anybody's (HTTP/2: GOAWAY with NO_ERROR, RFC 9113 section 6.8).
 	Leaving bool
-	// Timeout reports whether a timeout or the end of the context caused it.
+	// Timeout reports whether a timeout caused it.
 	Timeout bool
 }
 

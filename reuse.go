@@ -16,8 +16,9 @@ type CloseReason uint8
 const (
 	// CloseNone is the zero value: the connection is open.
 	CloseNone CloseReason = iota
-	// CloseIdleTimeout: it was idle for WithIdleConnTimeout, or for as long as
-	// the server's Keep-Alive: timeout allows.
+	// CloseIdleTimeout: it was idle for WithIdleConnTimeout, for as long as the
+	// server's Keep-Alive: timeout or learned limit allows, or for 5 s if it has
+	// never served.
 	CloseIdleTimeout
 	// CloseLifetime: it reached WithMaxConnLifetime.
 	CloseLifetime
@@ -30,7 +31,8 @@ const (
 	// CloseClientRequest: the request said Connection: close, Request.Close
 	// was set, or its context asked for no reuse.
 	CloseClientRequest
-	// CloseKeepAlivesDisabled: WithDisableKeepAlives.
+	// CloseKeepAlivesDisabled: WithDisableKeepAlives, or FromTransport with a
+	// negative MaxIdleConnsPerHost.
 	CloseKeepAlivesDisabled
 	// CloseDelimited: the body had no length, so its end is the connection's.
 	CloseDelimited
@@ -38,29 +40,32 @@ const (
 	CloseUnreadBody
 	// CloseRequestUnsent: the answer came before the request body was sent.
 	CloseRequestUnsent
-	// ClosePeerClosed: the server ended it while it was idle.
+	// ClosePeerClosed: the server ended it unasked, while it was idle or in use;
+	// if it hides its socket, also by bytes that nobody had asked for.
 	ClosePeerClosed
-	// CloseStale: it ended when it was used again, before an answer.
+	// CloseStale: it was found dead when a request was to use it, before anything
+	// was written.
 	CloseStale
 	// CloseProtocolError: the answer broke HTTP's syntax or framing, was
 	// ambiguous, or bytes came that nobody had asked for.
 	CloseProtocolError
-	// CloseSuspect: another connection to the same host was found dead or
-	// misbehaving, and this one had been idle at least as long.
+	// CloseSuspect: another connection to the same host was found dead, slow or
+	// misbehaving, and this one had been idle at least as long; or its HTTP/2
+	// peer was silent while a request timed out.
 	CloseSuspect
 	// CloseHostIdleLimit: WithMaxIdleConnsPerHost; the longest idle goes.
 	CloseHostIdleLimit
 	// CloseIdleLimit: WithMaxIdleConns; the longest idle of all hosts goes.
 	CloseIdleLimit
-	// CloseEvicted: it was idle, and another host needed its place under
-	// WithMaxConns, or a request needed a new connection under
-	// WithMaxConnsPerHost.
+	// CloseEvicted: another host needed its place under WithMaxConns, or a
+	// request needed a new connection under WithMaxConnsPerHost.
 	CloseEvicted
 	// CloseCanceled: the request's context ended.
 	CloseCanceled
 	// CloseTimeout: one of our timeouts passed during an exchange.
 	CloseTimeout
-	// CloseReadError: reading the answer failed.
+	// CloseReadError: reading the answer failed, or the connection ended before
+	// it.
 	CloseReadError
 	// CloseWriteError: sending the request failed.
 	CloseWriteError
@@ -76,8 +81,8 @@ const (
 	CloseIdleConns
 	// CloseTransportClosed: Close or Shutdown was called.
 	CloseTransportClosed
-	// CloseDetached: it was handed to the user by 101 Switching Protocols, and
-	// the user closed it.
+	// CloseDetached: it was handed to the user by 101 Switching Protocols or
+	// CONNECT, and the user closed it.
 	CloseDetached
 
 	numCloseReasons
@@ -128,15 +133,15 @@ type ReuseStrategy interface {
 	// used again, when its head has been read. v is what the rules say; the
 	// result is combined with it, the stricter of both counts, so a strategy
 	// can refuse or shorten but never extend. It must not keep or change
-	// resp. It is called without locks, in the goroutine of RoundTrip, for
-	// different connections concurrently. It must not panic: the connection
-	// would stay in use.
+	// resp. It is called without locks, in the goroutine of RoundTrip,
+	// concurrently; with HTTP/2 for one connection, too. It must not panic: the
+	// connection would stay in use.
 	Reuse(resp *http.Response, c ConnInfo, v ReuseVerdict) ReuseVerdict
 }
 
 // ConnInfo describes a connection to a ReuseStrategy.
 type ConnInfo struct {
-	// Host is scheme://host:port.
+	// Host is that of Error.
 	Host string
 	// RemoteAddr is the peer's address.
 	RemoteAddr string

@@ -2,10 +2,7 @@ package keepalive
 
 import (
 	"bytes"
-	"io"
 	"net/http/httptrace"
-	"sync/atomic"
-	"time"
 
 	"github.com/keepalive-http/keepalive/internal/sock"
 )
@@ -14,11 +11,12 @@ import (
 // it. On our own socket the look for a stale connection, the write and the first
 // read are one step. It starts the sender of what is written beside the reading of
 // the answer. stale says why the connection is of no use; nothing was written then.
-func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error) {
+// phase is where err happened.
+func (ex *exchange) send() (stale CloseReason, phase Phase, err error) {
 	cl, c := ex.cl, ex.c
-	oneStep := c.canWriteRead(fresh) && cl.body == nil && cl.trace == nil
-	if !oneStep {
-		if stale = ex.look(fresh); stale != CloseNone {
+	oneStep := c.canWriteRead(!ex.reused) && cl.body == nil && cl.trace == nil
+	if !oneStep { // before the head: its trace hooks must not hear of a connection that is of no use
+		if stale = ex.look(); stale != CloseNone {
 			return stale, PhaseWrite, nil
 		}
 	}
@@ -26,9 +24,11 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	// until all of it has been written.
 	head := cl.appendHead(ex.rd.Space()[:0], c)
 	mayWait, beside := ex.mayWait(len(head)), ex.beside(len(head))
+	c.loaded = mayWait || cl.body != nil
 	switch {
-	case oneStep && beside:
-		if oneStep, stale = false, ex.look(fresh); stale != CloseNone {
+	case oneStep && beside: // not in one step after all
+		oneStep = false
+		if stale = ex.look(); stale != CloseNone {
 			return stale, PhaseWrite, nil
 		}
 	case oneStep && !ex.unwatched:
@@ -38,7 +38,7 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 	ex.inHeader = true
 	switch {
 	case oneStep:
-		return ex.writeRead(head, fresh)
+		return ex.writeRead(head)
 	case beside:
 		ex.watch()
 		ex.startSender(bytes.Clone(head))
@@ -51,9 +51,9 @@ func (ex *exchange) send(fresh bool) (stale CloseReason, phase Phase, err error)
 }
 
 // look is the look for a stale connection, where it is a step of its own.
-func (ex *exchange) look(fresh bool) (stale CloseReason) {
+func (ex *exchange) look() (stale CloseReason) {
 	ex.c.calm()
-	if fresh {
+	if !ex.reused {
 		return CloseNone
 	}
 	return ex.c.check()
@@ -121,21 +121,19 @@ const maxQuickHead = 4 << 10
 // a long one, or more than short heads went there before, which the peer may
 // have answered without reading it.
 func (ex *exchange) mayWait(n int) bool {
-	before, long := ex.c.loaded, n > maxQuickHead
-	ex.c.loaded = before || long || ex.cl.body != nil
-	return before || long
+	return ex.c.loaded || n > maxQuickHead
 }
 
 // writeRead is send and the first read in one step, on our own socket.
-func (ex *exchange) writeRead(p []byte, fresh bool) (stale CloseReason, phase Phase, err error) {
+func (ex *exchange) writeRead(p []byte) (stale CloseReason, phase Phase, err error) {
 	ex.setHeaderDeadline(ex.cl.limit.responseHeader, ErrResponseHeaderTimeout)
 	ex.watchSoon()
-	r := ex.c.writeRead(p, ex.rd.Space(), fresh)
+	r := ex.c.writeRead(p, ex.rd.Space(), !ex.reused)
 	if ex.watchNow(r.Err) {
 		if r.Wrote == len(p) {
 			return CloseNone, PhaseHeader, nil
 		}
-		r = ex.c.writeRead(p, ex.rd.Space(), fresh) // it had not begun
+		r = ex.c.writeRead(p, ex.rd.Space(), !ex.reused) // it had not begun
 	}
 	switch {
 	case r.Stale && r.Found == sock.Readable:
@@ -196,89 +194,4 @@ func (ex *exchange) traceSent() {
 	if t := ex.cl.trace; t != nil && t.WroteRequest != nil {
 		t.WroteRequest(httptrace.WroteRequestInfo{})
 	}
-}
-
-// requestBody is a request body that is streamed. It is closed exactly once. nil
-// is none.
-type requestBody struct {
-	rc      io.ReadCloser
-	closed  atomic.Bool
-	touched bool // bytes of it may have been sent
-	// first is what a probe has read already, with its error.
-	first    []byte
-	firstErr error
-	// late is where a probe that took too long leaves its result.
-	late chan struct{}
-}
-
-func newRequestBody(rc io.ReadCloser) *requestBody { return &requestBody{rc: rc} }
-
-// close closes the body unless that was done, or is being done. Safe for
-// concurrent use.
-func (b *requestBody) close() { _ = b.end() }
-
-// end is close that returns the error of Close.
-func (b *requestBody) end() error {
-	if b == nil || b.closed.Swap(true) {
-		return nil
-	}
-	return b.rc.Close()
-}
-
-// read is Read of the body, behind what a probe has read.
-func (b *requestBody) read(p []byte) (int, error) {
-	if b.late != nil {
-		<-b.late
-		b.late = nil
-	}
-	if len(b.first) > 0 || b.firstErr != nil {
-		n := copy(p, b.first)
-		b.first = b.first[n:]
-		if len(b.first) > 0 {
-			return n, nil
-		}
-		err := b.firstErr
-		b.firstErr = nil
-		return n, err
-	}
-	return b.rc.Read(p)
-}
-
-// probe reads the first byte of a body of unknown length. One that is empty is
-// dropped from the call; one that takes its time is sent in chunks.
-func (b *requestBody) probe(cl *call) error {
-	done := make(chan struct{})
-	cl.t.tasks.run(func() {
-		defer close(done)
-		p := make([]byte, 1)
-		n, err := b.rc.Read(p)
-		b.first, b.firstErr = p[:n], err
-	})
-	timer := time.NewTimer(emptyWait)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-		b.late = done
-		return nil
-	case <-cl.ctx.Done():
-		b.late = done
-		return nil // the acquire that follows reports it
-	}
-	switch {
-	case len(b.first) > 0:
-		return nil
-	case b.firstErr == io.EOF: //nolint:errorlint // a wrapped EOF is an error of the body's
-		cl.length = 0
-		cl.dropBody()
-		return nil
-	case b.firstErr != nil:
-		return bodyError(b.firstErr)
-	}
-	return nil
-}
-
-// bodyError marks an error of the user's own body.
-func bodyError(err error) error {
-	return &marked{"request body: " + err.Error(), []error{ErrRequestBody, err}}
 }

@@ -206,7 +206,7 @@ func (s *sender) fail(err error) error {
 }
 
 // finish ends the sender at the end of the exchange and reports whether the
-// whole body was sent. After it the user's body is closed and is not read any
+// whole request was sent. After it the user's body is closed and is not read any
 // more, unless its Read hangs and Close does not end it. No sender means that
 // everything was sent. One that was stopped counts as not sent even if it was
 // quicker: the connection takes no more writes.

@@ -4,20 +4,6 @@ import "time"
 
 // What the pool does for connections that serve several requests at a time.
 
-// lease is what is known of a connection when a request gets it.
-type lease struct {
-	served  int           // requests begun before
-	wasIdle bool          // it has been idle before
-	idleFor time.Duration // how long it was idle until now
-}
-
-// lease describes c to the request that it has just been leased to.
-func (p *pool) lease(c *conn) lease {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return lease{served: c.served - 1, wasIdle: c.wasIdle, idleFor: c.idleFor}
-}
-
 // perConn returns how many requests at a time a connection may be given whose
 // peer takes n.
 func (c *config) perConn(n int) int {
@@ -35,7 +21,7 @@ func (c *config) perConn(n int) int {
 func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	h, full := c.host, !c.hasRoom()
+	h, hadRoom := c.host, c.hasRoom()
 	c.capacity = int32(limit) //nolint:gosec // bounded, see frames
 	if goAway {
 		p.retireLocked(c, CloseServerRequest)
@@ -52,7 +38,7 @@ func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 		return do
 	}
 	h.perConn, h.limit, h.told = p.cfg.perConn(limit), limit, true
-	if full || c.state == stateLeased {
+	if !hadRoom || c.state == stateLeased { // for an idle one that had room nobody waits
 		p.offerLocked(c, now, &do)
 	}
 	p.shareLocked(c)
@@ -103,7 +89,7 @@ func (p *pool) heard(c *conn, now time.Time) (do todo) {
 	defer p.mu.Unlock()
 	c.silent = false
 	p.offerLocked(c, now, &do) // if it is idle, the time for that was shorter
-	p.settledLocked(c, &do)
+	p.endSettlingLocked(c, &do)
 	return do
 }
 
@@ -129,11 +115,13 @@ func (p *pool) settled(c *conn, now time.Time) (do todo) {
 		p.offerLocked(c, now, &do)
 		p.shareLocked(c)
 	}
-	p.settledLocked(c, &do)
+	p.endSettlingLocked(c, &do)
 	return do
 }
 
-func (p *pool) settledLocked(c *conn, do *todo) {
+// endSettlingLocked ends the wait for what c takes, if there is one: those whom it
+// kept waiting may dial.
+func (p *pool) endSettlingLocked(c *conn, do *todo) {
 	h, settling := c.host, c.settling
 	c.settling = false
 	if !settling || h == nil {

@@ -76,7 +76,8 @@ type tally struct {
 	closed  [numCloseReasons]uint64
 }
 
-// slots is the number of connections that count against the limits.
+// slots is the number of connections that count against the limits. Guarded by
+// pool.mu, as gauge.
 func (t *tally) slots() int { return t.idle + t.inUse + t.detached + t.dialing + t.closing }
 
 func (t *tally) gauges(waiting int) Gauges {
@@ -110,7 +111,8 @@ func (p *pool) stats() Stats {
 		Hosts:    make(map[string]HostStats, len(p.hosts)),
 	}
 	for _, h := range p.hosts {
-		// Keys that differ in a proxy's credentials alone have the same name.
+		// Keys that differ in a proxy's credentials, or in what makes connections
+		// of their own (hostkey.Key.Auth, HTTP1), have the same name.
 		s.Hosts[h.name] = s.Hosts[h.name].plus(HostStats{
 			Counters: h.Counters, Gauges: h.gauges(h.waiters.Len()), Closed: h.closedByReason(),
 		})

@@ -3,6 +3,7 @@ package keepalive
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"net/http/httptrace"
 	"reflect"
 	"sync/atomic"
@@ -39,9 +40,9 @@ func (g *traceGuard) do(hook func()) {
 	}
 }
 
-// dialContext returns ctx for a dial: with its values, but its trace hooks
+// guardTrace returns ctx for a dial: with its values, but its trace hooks
 // guarded. Without hooks it is ctx itself, and the guard is nil.
-func dialContext(ctx context.Context, t *httptrace.ClientTrace) (context.Context, *traceGuard) {
+func guardTrace(ctx context.Context, t *httptrace.ClientTrace) (context.Context, *traceGuard) {
 	if t == nil {
 		return ctx, nil
 	}
@@ -134,4 +135,16 @@ func connecting(ctx context.Context) {
 // dial function it is all the time that it took.
 func (m *connectTimer) sample() time.Duration {
 	return time.Since(m.start) - time.Duration(m.begun.Load())
+}
+
+// gotConn describes c to the trace.
+func (l lease) gotConn(c *conn) httptrace.GotConnInfo {
+	info := httptrace.GotConnInfo{Conn: c.nc, Reused: l.served > 0, WasIdle: l.wasIdle && l.idleFor > 0}
+	if c.nc == net.Conn(&c.sc) {
+		info.Conn = c.sc.NetConn()
+	}
+	if info.WasIdle {
+		info.IdleTime = l.idleFor
+	}
+	return info
 }

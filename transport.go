@@ -53,9 +53,11 @@ func (t *Transport) Client() *http.Client { return &http.Client{Transport: t} }
 // read to its end or closed (a Read that hangs and is not ended by Close
 // excepted). A response body that arrived whole with the head has no
 // connection any more; any other keeps its connection until it has been read
-// to the end, or closed.
+// to the end or closed, the request's context has ended or WithRequestTimeout
+// has passed.
 //
-// Errors of a request that was sent out are of type *Error.
+// Once a request has passed the checks of its form, errors are of type *Error;
+// ErrClosed may come as it is.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	cl, err := t.newCall(req)
 	if err != nil {
@@ -155,10 +157,6 @@ func (t *Transport) unwatch(c *conn) {
 	}
 }
 
-// dialPatience is how long many requests wait for one dial before another one
-// is started.
-const dialPatience = 500 * time.Millisecond
-
 // dial makes the connection that the pool asked for. It runs in a goroutine of
 // its own, which perform starts; the dial's timeout or Close ends it.
 func (t *Transport) dial(d *dial) {
@@ -230,8 +228,8 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 
 // Close refuses new requests, cuts off those under way, which fail with
 // ErrClosed, closes all connections but those handed over by 101 Switching
-// Protocols or CONNECT, and returns when all goroutines of the Transport have ended; a
-// user's Close, dial function or request body that hangs makes it wait. It
+// Protocols or CONNECT, and returns when all goroutines of the Transport have ended (the
+// copy of a request body into a tunnel is not one of them); a user's Close, dial function or request body that hangs makes it wait. It
 // returns nil. Calling it again does nothing.
 func (t *Transport) Close() error {
 	t.performAll(t.pool.shut(time.Now()))

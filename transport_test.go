@@ -289,7 +289,7 @@ func TestAcquireTimeout(t *testing.T) {
 		start := time.Now()
 		_, err = fetch(t.Context(), tr, "GET", "http://a/")
 		require.ErrorIs(t, err, ErrAcquireTimeout)
-		require.ErrorContains(t, err, "1 connections in use, 1 requests waiting")
+		require.ErrorContains(t, err, "1 connections, 1 requests waiting")
 		require.Equal(t, time.Second, time.Since(start))
 		require.NoError(t, resp.Body.Close())
 	}, WithMaxConnsPerHost(1), WithAcquireTimeout(time.Second))

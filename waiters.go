@@ -13,6 +13,11 @@ import (
 // the next request to find a connection that took longer than its timeout.
 const maxOrphans = 1
 
+// dialPatience is how long a dial may take before it is not enough any more: for
+// the many requests that wait for it, another one is started, and an orphan older
+// than this does not keep a request from a dial of its own.
+const dialPatience = 500 * time.Millisecond
+
 // waiter is a request that waits for a connection. Guarded by pool.mu.
 type waiter struct {
 	host *host
@@ -28,10 +33,12 @@ type waiter struct {
 	since time.Time
 }
 
-// starving reports whether w waits without a dial under way for it.
+// starving reports whether w waits without a dial under way for it. Guarded by
+// pool.mu.
 func (w *waiter) starving() bool { return w.place.Queued() && w.dial == nil }
 
-// hold is why the starving waiters of a host get no dial.
+// hold is why the starving waiters of a host get no dial. In this order: from
+// holdShare on it is a limit, from holdHost on one that a closed connection eases.
 type hold uint8
 
 const (
@@ -68,8 +75,7 @@ type dial struct {
 	cancel context.CancelFunc
 }
 
-// enqueueLocked puts w in line and sees to a dial for it: one whose own waiter
-// has left, or a new one.
+// enqueueLocked puts w in line and sees to a dial for it, as far as that is due.
 func (p *pool) enqueueLocked(w *waiter, do *todo) {
 	h := w.host
 	w.inLine.Value, w.place.Value = w, w
@@ -191,7 +197,7 @@ func (p *pool) holdLocked(h *host) hold {
 func (p *pool) limitedLocked(w *waiter) bool { return w.starving() && p.holdLocked(w.host) > holdSay }
 
 // shares reports whether the connections of h take, or may take, several
-// requests at a time.
+// requests at a time. Guarded by pool.mu, as aboutToSay.
 func (h *host) shares() bool { return h.perConn > 1 || h.told }
 
 // aboutToSay reports whether a connection of h is about to say how many requests
@@ -275,6 +281,7 @@ func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
 		p.forgetHostLocked(h)
 		return dialing, do
 	}
+	// Out of line: its grant was sent under this lock, so this does not wait.
 	if g := <-w.ready; g.c != nil { // it was not used after all
 		g.c.users--
 		g.c.served--
@@ -283,13 +290,13 @@ func (p *pool) abandon(w *waiter, now time.Time) (dialing bool, do todo) {
 	return false, do
 }
 
-// acquireTimeout says how things stood when w had waited too long.
+// acquireTimeout returns the error of w, which has waited too long.
 func (p *pool) acquireTimeout(w *waiter) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := w.host
 	return &marked{
-		fmt.Sprintf("%v: %d connections in use, %d requests waiting", ErrAcquireTimeout, h.inUse, h.waiters.Len()),
+		fmt.Sprintf("%v: %d connections, %d requests waiting", ErrAcquireTimeout, h.slots(), h.waiters.Len()),
 		[]error{ErrAcquireTimeout},
 	}
 }

@@ -175,7 +175,7 @@ func (s Scenario) difference(name string, road Road) *Difference {
 // scenario.
 func everywhere(name, a, b string) bool {
 	for _, d := range []Difference{
-		{"* alpn", `""`, `"http/1.1"`, "ALPN names the protocol that is wanted, also where there is only one (RFC 9325 section 3.7)"},
+		{"* alpn", `""`, `"http/1.1"`, "ALPN names the protocol that is wanted, also where there is only one (RFC 9325 section 3.8)"},
 		{"* resp.Request", "false", "true", "it is the request that was given; over HTTP/2 net/http returns a copy"},
 		{"* trace answer", "GotFirstResponseByte", "GotFirstResponseByte; PutIdleConn failed=true", "PutIdleConn is told of each connection that is not kept; net/http does so only if it has tried to"},
 	} {
