@@ -53,11 +53,11 @@ func (ex *exchange) askedAgain(resp *http.Response) *outcome {
 }
 
 // mayRepeat reports whether the request would be sent again if the connection
-// had ended without an answer.
+// had ended without an answer, and that were the ordinary race of keep-alive.
 func (ex *exchange) mayRepeat() bool {
 	out := &outcome{err: ex.error(PhaseHeader, ErrServerClosedIdle)}
 	d := decideRetry(ex.cl.failure(out), ex.t.cfg.retry, ex.cl.retries)
-	return d.again && !d.budgeted
+	return d.again && d.race
 }
 
 // stale ends an exchange whose connection was found dead, or with bytes that

@@ -44,6 +44,21 @@ func TestPoolOneEvictionForOneFreshRequest(t *testing.T) {
 	b.settle()
 }
 
+func TestPoolIdleEvictionForAFreshRequestIsEnough(t *testing.T) {
+	b := newBench(t, WithMaxConnsPerHost(2))
+	b.acquire("a", true)
+	b.acquire("a", true)
+	c1, c2 := b.dialed(b.dials[0], nil), b.dialed(b.dials[0], nil)
+	b.release(c1, keptVerdict)
+	b.acquire("a", true)
+	require.Equal(t, []*conn{c1}, b.closing, "the idle one makes room")
+	b.acquire("a", false)
+	b.release(c2, keptVerdict)
+	require.Equal(t, []*conn{c1}, b.closing)
+	require.Equal(t, []*conn{c2}, b.leased, "the other one goes to who can use it")
+	b.settle()
+}
+
 func TestPoolHostsShareTheTotalLimit(t *testing.T) {
 	b := newBench(t, WithMaxConns(3))
 	b.acquire("a", false)

@@ -234,3 +234,25 @@ func TestBodyLongerThanAnnounced(t *testing.T) {
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+// TestRequestTimeoutAnswer: 408 is the late end of a connection that had been
+// idle, and the answer to a request that followed the last one at once, whatever
+// the retry budget is.
+func TestRequestTimeoutAnswer(t *testing.T) {
+	const late = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 4\r\n\r\nlate"
+	for _, budget := range []float64{0.2, 0} {
+		for idle, want := range map[time.Duration]string{0: "late", idleRace: "ok"} {
+			bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+				reply(n, t, "a:80", func(conn, req int, _ *http.Request) string {
+					if conn == 0 && req == 1 {
+						return late
+					}
+					return ok("ok")
+				})
+				mustGet(t, tr, "http://a/")
+				time.Sleep(idle)
+				require.Equal(t, want, mustGet(t, tr, "http://a/"), "idle for %v, budget %v", idle, budget)
+			}, WithRetryPolicy(RetryPolicy{MaxRetries: 2, Budget: budget}))
+		}
+	}
+}

@@ -125,6 +125,8 @@ type decision struct {
 	again bool
 	// counted: it uses up one of the allowed retries.
 	counted bool
+	// race: it is the ordinary race of keep-alive, or nothing was sent.
+	race bool
 	// budgeted: it also needs a token of the retry budget.
 	budgeted bool
 	// fresh: the next attempt must dial.
@@ -155,6 +157,7 @@ func decideRetry(f failure, p RetryPolicy, retries int) decision {
 	return decision{
 		again:    true,
 		counted:  true,
+		race:     race,
 		budgeted: !race && p.Budget > 0,
 		fresh:    retries+1 >= p.MaxRetries,
 	}

@@ -76,8 +76,8 @@ func stale() failure {
 
 func TestDecideRetryIsBounded(t *testing.T) {
 	p := DefaultRetryPolicy()
-	require.Equal(t, decision{again: true, counted: true}, decideRetry(stale(), p, 0))
-	require.Equal(t, decision{again: true, counted: true, fresh: true}, decideRetry(stale(), p, 1), "the last one dials")
+	require.Equal(t, decision{again: true, counted: true, race: true}, decideRetry(stale(), p, 0))
+	require.Equal(t, decision{again: true, counted: true, race: true, fresh: true}, decideRetry(stale(), p, 1), "the last one dials")
 	require.Equal(t, decision{}, decideRetry(stale(), p, 2))
 	require.Equal(t, decision{}, decideRetry(stale(), RetryPolicy{}, 0), "zero means none")
 	require.True(t, decideRetry(stale(), RetryPolicy{MaxRetries: 1}, 0).fresh)

@@ -101,6 +101,7 @@ func (p *pool) makeRoomLocked(w *waiter, do *todo) {
 	case h.blocked.Queued() && p.idleConns.Len() > 0:
 		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
 	case h.idleConns.Len() > 0 && h.settling == 0: // w cannot use it
+		h.freeing = true
 		p.dropLocked(h.idleConns.Front().Value, CloseEvicted, do)
 	}
 }
