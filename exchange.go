@@ -1,6 +1,7 @@
 package keepalive
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -169,10 +170,12 @@ func (ex *exchange) roundTrip() (*http.Response, *outcome) {
 // waits for 100 Continue when its time has come.
 func (ex *exchange) awaitHead() (wire.Head, error) {
 	waiting := ex.beginWait()
-	limit, interim := ex.t.cfg.maxHeaderBytes, 0
+	limit, interim, oddity := ex.t.cfg.maxHeaderBytes, 0, ""
 	for {
 		head, err := ex.readHead(limit)
+		oddity = cmp.Or(oddity, head.Oddity) // of any: an interim answer announces no body either
 		if err == nil && isFinal(head) {
+			head.Oddity = oddity
 			ex.endHeader()
 			return head, nil
 		}

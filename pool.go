@@ -326,7 +326,7 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		} else {
 			p.fillLocked(c.host, &do)
 		}
-		if v.reason == CloseProtocolError {
+		if v.reason == CloseProtocolError && !v.odd {
 			p.suspectLocked(c.host, now, &do)
 		}
 		return c.retired, do

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -255,4 +256,40 @@ func TestRequestTimeoutAnswer(t *testing.T) {
 			}, WithRetryPolicy(RetryPolicy{MaxRetries: 2, Budget: budget}))
 		}
 	}
+}
+
+// TestOddInterim: what is odd in an interim answer counts as in the final one: the
+// body that a 103 announces would be taken for the next answer.
+func TestOddInterim(t *testing.T) {
+	for _, odd := range []string{"Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", "A: b\r\n c\r\n", "A: b\n"} {
+		bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+			reply(n, t, "a:80", func(conn, _ int, _ *http.Request) string {
+				return "HTTP/1.1 103 Early Hints\r\n" + odd + "\r\n" + ok(strconv.Itoa(conn))
+			})
+			require.Equal(t, "0", mustGet(t, tr, "http://a/"))
+			require.Equal(t, "1", mustGet(t, tr, "http://a/"), "%q", odd)
+		})
+	}
+}
+
+// TestOddAnswerCostsItsConnection: and no other one.
+func TestOddAnswerCostsItsConnection(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", func(_, _ int, r *http.Request) string {
+			time.Sleep(time.Second)
+			if r.Method == http.MethodDelete {
+				return "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n"
+			}
+			return ok("ok")
+		})
+		var all sync.WaitGroup
+		for range 5 {
+			all.Go(func() { mustGet(t, tr, "http://a/") })
+		}
+		all.Wait()
+		_, err := fetch(t.Context(), tr, http.MethodDelete, "http://a/")
+		require.NoError(t, err)
+		require.Equal(t, map[CloseReason]uint64{CloseProtocolError: 1}, tr.Stats().Closed)
+		require.Equal(t, 4, tr.Stats().Idle)
+	})
 }

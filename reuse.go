@@ -184,6 +184,8 @@ type verdict struct {
 	reason CloseReason
 	// unused: it was dropped before anything of the request was written.
 	unused bool
+	// odd: the answer was odd, but clear: it says nothing of other connections.
+	odd bool
 }
 
 func drop(r CloseReason) verdict { return verdict{reason: r} }
@@ -208,7 +210,7 @@ func dropUnused(r CloseReason) verdict { return verdict{reason: r, unused: true}
 func judge(a answer) verdict {
 	switch {
 	case a.oddity != "":
-		return drop(CloseProtocolError)
+		return verdict{reason: CloseProtocolError, odd: true}
 	case a.last != CloseNone:
 		return drop(a.last)
 	case a.framing == wire.FramingClose:

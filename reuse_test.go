@@ -14,6 +14,7 @@ import (
 func TestJudge(t *testing.T) {
 	const length = "Content-Length: 1"
 	keep := verdict{ReuseVerdict: ReuseVerdict{Keep: true}}
+	odd := verdict{reason: CloseProtocolError, odd: true}
 	for _, tt := range []struct {
 		name   string
 		status string
@@ -25,10 +26,10 @@ func TestJudge(t *testing.T) {
 		{name: "chunked", lines: []string{"Transfer-Encoding: chunked"}, want: keep},
 		{name: "no body", status: "HTTP/1.1 204 No Content", want: keep},
 		{name: "delimited by close", want: drop(CloseDelimited)},
-		{name: "folded line", lines: []string{length, "A: b\r\n c"}, want: drop(CloseProtocolError)},
-		{name: "HTTP/1.2", status: "HTTP/1.2 200 OK", lines: []string{length}, want: drop(CloseProtocolError)},
-		{name: "204 with a length", status: "HTTP/1.1 204 No Content", lines: []string{length}, want: drop(CloseProtocolError)},
-		{name: "oddity beats all", lines: []string{length, "A: b\r\n c"}, last: CloseClientRequest, want: drop(CloseProtocolError)},
+		{name: "folded line", lines: []string{length, "A: b\r\n c"}, want: odd},
+		{name: "HTTP/1.2", status: "HTTP/1.2 200 OK", lines: []string{length}, want: odd},
+		{name: "204 with a length", status: "HTTP/1.1 204 No Content", lines: []string{length}, want: odd},
+		{name: "oddity beats all", lines: []string{length, "A: b\r\n c"}, last: CloseClientRequest, want: odd},
 		{name: "request close", lines: []string{length}, last: CloseClientRequest, want: drop(CloseClientRequest)},
 		{name: "last request", lines: []string{length}, last: CloseMaxRequests, want: drop(CloseMaxRequests)},
 		{name: "close", lines: []string{length, "Connection: close"}, want: drop(CloseServerRequest)},

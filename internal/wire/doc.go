@@ -4,7 +4,8 @@
 // It knows no socket, no pool, no lock and no goroutine; it reads from an
 // [io.Reader] and appends to byte slices.
 //
-// What it accepts is what net/http accepts, with the same result, or less. Where
+// What it accepts is what net/http accepts, with the same result, or less (but for
+// the answer that opens a tunnel, whose framing means nothing). Where
 // a message leaves room for two readings it is refused (RFC 9112 §11), and
 // what is accepted although a clean peer would not send it is named in
 // [Head.Oddity], so that the connection is not used again.

@@ -67,12 +67,19 @@ func (h *Head) frame(set frameSet, method string) error {
 		mirrorPragma(resp.Header)
 	}
 	resp.Close = wantsClose(resp, set)
-	chunked, err := takeEncoding(resp, set)
-	if err != nil {
+	tunnel := method == http.MethodConnect && resp.StatusCode/100 == 2
+	moot := tunnel || method == http.MethodHead || !statusAllowsBody(resp.StatusCode)
+	chunked, err := takeEncoding(resp, set, moot)
+	switch {
+	case tunnel && (chunked || err != nil): // what is left means nothing (RFC 9110 §9.3.6)
+		delete(resp.Header, "Transfer-Encoding")
+		delete(resp.Header, "Content-Length")
+		set &^= hasLength
+	case err != nil:
 		return err
 	}
 	length, err := takeLength(resp.Header, set)
-	if err != nil {
+	if err != nil && !tunnel {
 		return err
 	}
 	if chunked && set&hasTrailer != 0 {
@@ -81,8 +88,12 @@ func (h *Head) frame(set frameSet, method string) error {
 		}
 	}
 	h.delimit(chunked, length, method)
-	if h.Oddity == "" && hasOddFraming(resp.StatusCode, chunked, length) {
+	switch {
+	case h.Oddity != "":
+	case hasOddFraming(resp.StatusCode, chunked, length):
 		h.Oddity = "Content-Length or Transfer-Encoding with status 1xx or 204"
+	case moot && set&hasEncoding != 0 && (resp.ProtoMinor == 0 || set&hasLength != 0):
+		h.Oddity = "contradictory framing fields, though no body follows"
 	}
 	return nil
 }
@@ -149,14 +160,18 @@ func wantsClose(resp *http.Response, set frameSet) bool {
 
 // takeEncoding moves Transfer-Encoding from the header to the response. Chunked,
 // alone and once, is all we know, and any doubt about it is how responses are
-// smuggled (RFC 9112 §6.1, §6.3, §11.2), so nothing beside it is let through.
-func takeEncoding(resp *http.Response, set frameSet) (chunked bool, err error) {
+// smuggled (RFC 9112 §6.1, §6.3, §11.2), so nothing beside it is let through. moot
+// says that no body follows, whatever the head says: then there is no doubt.
+func takeEncoding(resp *http.Response, set frameSet, moot bool) (chunked bool, err error) {
 	if set&hasEncoding == 0 {
 		return false, nil
 	}
 	codings := resp.Header["Transfer-Encoding"]
 	switch {
-	case set&hasLength != 0:
+	case moot && resp.ProtoMinor == 0:
+		delete(resp.Header, "Transfer-Encoding")
+		return false, nil
+	case set&hasLength != 0 && !moot:
 		return false, malformed("both Transfer-Encoding and Content-Length")
 	case resp.ProtoMinor == 0:
 		return false, malformed("Transfer-Encoding in an HTTP/1.0 response")

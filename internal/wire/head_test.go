@@ -88,7 +88,7 @@ func TestReadHeadRefuses(t *testing.T) {
 		{"NUL in reason", "HTTP/1.1 200 \x00\r\n\r\n", `control character in status line "HTTP/1.1 200 \x00"`},
 		{"CR in reason", "HTTP/1.1 200 a\rb\r\n\r\n", `control character in status line "HTTP/1.1 200 a\rb"`},
 		{"length and chunked", ok + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "both Transfer-Encoding and Content-Length"},
-		{"both on 304", "HTTP/1.1 304 x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "both Transfer-Encoding and Content-Length"},
+		{"coding list on 304", "HTTP/1.1 304 x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "a Transfer-Encoding other than chunked"},
 		{"coding in HTTP/1.0", "HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "Transfer-Encoding in an HTTP/1.0 response"},
 		{"two codings", ok + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "more than one Transfer-Encoding line"},
 		{"coding list", ok + "Transfer-Encoding: gzip, chunked\r\n\r\n", "a Transfer-Encoding other than chunked"},
@@ -128,7 +128,10 @@ func TestReadHeadRefuses(t *testing.T) {
 }
 
 func TestReadHeadOddities(t *testing.T) {
-	const both = "Content-Length or Transfer-Encoding with status 1xx or 204"
+	const (
+		both = "Content-Length or Transfer-Encoding with status 1xx or 204"
+		moot = "contradictory framing fields, though no body follows"
+	)
 	for _, tt := range []struct{ name, head, want string }{
 		{"clean", "HTTP/1.1 200 OK\r\nA: b\r\n\r\n", ""},
 		{"bare LF in status line", "HTTP/1.1 200 OK\nA: b\r\n\r\n", "bare LF"},
@@ -143,12 +146,38 @@ func TestReadHeadOddities(t *testing.T) {
 		{"204 chunked", "HTTP/1.1 204 x\r\nTransfer-Encoding: chunked\r\n\r\n", both},
 		{"103 with length", "HTTP/1.1 103 x\r\nContent-Length: 5\r\n\r\n", both},
 		{"304 with length", "HTTP/1.1 304 x\r\nContent-Length: 5\r\n\r\n", ""},
+		{"both on 304", "HTTP/1.1 304 x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", moot},
+		{"coding in HTTP/1.0 on 304", "HTTP/1.0 304 x\r\nTransfer-Encoding: chunked\r\n\r\n", moot},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			h, _, err := readHead(t, tt.head, "GET")
 			require.NoError(t, err)
 			require.Equal(t, tt.want, h.Oddity)
 		})
+	}
+}
+
+// The answer to HEAD has no body whatever it says, and a tunnel's is no answer to
+// be measured (RFC 9110 section 9.3.6).
+func TestReadHeadWithoutBody(t *testing.T) {
+	const coding = "Transfer-Encoding: chunked\r\n"
+	for _, lines := range []string{
+		coding + "Content-Length: 5\r\n", "Content-Length:\r\n", "Transfer-Encoding: gzip, chunked\r\n",
+		coding + coding, "Content-Length: 1\r\nContent-Length: 2\r\n",
+	} {
+		for _, proto := range []string{"HTTP/1.1", "HTTP/1.0"} {
+			h, _, err := readHead(t, proto+" 200 OK\r\n"+lines+"\r\n", http.MethodConnect)
+			require.NoError(t, err)
+			require.Empty(t, h.Response.Header["Transfer-Encoding"])
+			_, _, err = readHead(t, proto+" 300 OK\r\n"+lines+"\r\n", http.MethodConnect)
+			require.Error(t, err, "no tunnel")
+		}
+	}
+	for _, head := range []string{"HTTP/1.1 200 OK\r\n" + coding + "Content-Length: 5\r\n\r\n", "HTTP/1.0 200 OK\r\n" + coding + "\r\n"} {
+		h, _, err := readHead(t, head, http.MethodHead)
+		require.NoError(t, err)
+		require.Equal(t, FramingNone, h.Framing)
+		require.NotEmpty(t, h.Oddity)
 	}
 }
 
