@@ -230,11 +230,13 @@ func removeZone(host string) string {
 // ends its sending.
 func (cl *call) takeBody() error {
 	req := cl.req
-	if req.Body == nil || req.Body == http.NoBody {
+	// Chunks that were asked for are sent though there are none: a trailer follows.
+	chunked := len(req.TransferEncoding) > 0 && req.TransferEncoding[0] == "chunked"
+	if req.Body == nil || req.Body == http.NoBody && !chunked {
 		return nil
 	}
 	cl.length = req.ContentLength
-	if te := req.TransferEncoding; cl.length == 0 || len(te) > 0 && te[0] == "chunked" {
+	if cl.length == 0 || chunked {
 		cl.length = -1
 	}
 	cl.tunnel = req.Method == http.MethodConnect && cl.length < 0
@@ -247,7 +249,7 @@ func (cl *call) takeBody() error {
 	cl.watchCancel()
 	cl.body = newRequestBody(req.Body)
 	switch {
-	case cl.tunnel:
+	case cl.tunnel, chunked:
 		return nil
 	case mem == nil:
 		return cl.probeBody()

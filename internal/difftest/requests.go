@@ -97,6 +97,11 @@ func bodies() (list []Scenario) {
 		c.Do(c.Request("POST", "/3", nil, te("chunked")))
 		c.Do(c.Request("GET", "/4", nil, te("identity")))
 		c.Do(c.Request("PUT", "/5", NewBody(reader(5)), length(5), te("identity")))
+		for i, method := range []string{"GET", "POST"} { // a trailer behind nothing
+			c.Do(c.Request(method, fmt.Sprint("/6/", i), NewBody(reader(0)), te("chunked"), trailer))
+			c.Do(c.Request(method, fmt.Sprint("/7/", i), http.NoBody, te("chunked"), trailer))
+			c.Do(c.Request(method, fmt.Sprint("/8/", i), reader(0), te("chunked")))
+		}
 	}})
 }
 
