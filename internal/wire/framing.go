@@ -70,15 +70,15 @@ func (h *Head) frame(set frameSet, method string) error {
 	tunnel := method == http.MethodConnect && resp.StatusCode/100 == 2
 	moot := tunnel || method == http.MethodHead || !statusAllowsBody(resp.StatusCode)
 	chunked, err := takeEncoding(resp, set, moot)
+	length := int64(-1)
 	switch {
 	case tunnel && (chunked || err != nil): // what is left means nothing (RFC 9110 §9.3.6)
 		delete(resp.Header, "Transfer-Encoding")
 		delete(resp.Header, "Content-Length")
-		set &^= hasLength
-	case err != nil:
-		return err
+		err = nil
+	case err == nil:
+		length, err = takeLength(resp.Header, set)
 	}
-	length, err := takeLength(resp.Header, set)
 	if err != nil && !tunnel {
 		return err
 	}
@@ -88,12 +88,8 @@ func (h *Head) frame(set frameSet, method string) error {
 		}
 	}
 	h.delimit(chunked, length, method)
-	switch {
-	case h.Oddity != "":
-	case hasOddFraming(resp.StatusCode, chunked, length):
-		h.Oddity = "Content-Length or Transfer-Encoding with status 1xx or 204"
-	case moot && set&hasEncoding != 0 && (resp.ProtoMinor == 0 || set&hasLength != 0):
-		h.Oddity = "contradictory framing fields, though no body follows"
+	if h.Oddity == "" {
+		h.Oddity = framingOddity(resp, set, chunked, length, moot)
 	}
 	return nil
 }
@@ -119,11 +115,20 @@ func (h *Head) delimit(chunked bool, length int64, method string) {
 	}
 }
 
-// hasOddFraming: a server must not announce a body with 1xx and 204 (RFC 9112
-// §6.1, RFC 9110 §8.6). One that does may well send it too. 304 may (RFC 9110
-// §15.4.5).
-func hasOddFraming(code int, chunked bool, length int64) bool {
-	return (code < 200 || code == http.StatusNoContent) && (chunked || length > 0)
+// framingOddity names what is odd about the framing of a head that is accepted, if
+// anything is. moot: no body follows, whatever it says.
+//
+// A server must not announce a body with 1xx and 204 (RFC 9112 §6.1, RFC 9110
+// §8.6). One that does may well send it too. 304 may (RFC 9110 §15.4.5).
+func framingOddity(resp *http.Response, set frameSet, chunked bool, length int64, moot bool) string {
+	code := resp.StatusCode
+	switch {
+	case (code < 200 || code == http.StatusNoContent) && (chunked || length > 0):
+		return "Content-Length or Transfer-Encoding with status 1xx or 204"
+	case moot && set&hasEncoding != 0 && (resp.ProtoMinor == 0 || set&hasLength != 0):
+		return "contradictory framing fields, though no body follows"
+	}
+	return ""
 }
 
 // statusAllowsBody: RFC 9112 §6.3, rule 1.
