@@ -26,6 +26,12 @@ func (cl *call) run() (*http.Response, error) {
 		if err != nil {
 			return nil, cl.abort(err)
 		}
+		if cl.unread {
+			if err := cl.takeInline(); err != nil {
+				cl.t.release(c, now, dropUnused(CloseRequestUnsent), cl, false)
+				return nil, cl.abort(cl.error(PhaseWrite, err))
+			}
+		}
 		resp, out := c.roundTrip(cl, c, now)
 		if out == nil {
 			return resp, nil
@@ -80,7 +86,7 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	if cl.trace != nil && cl.trace.GetConn != nil {
 		cl.trace.GetConn(cl.firstHop())
 	}
-	if !first || cl.req.Body != nil && cl.inline == nil || cl.trace != nil { // code of the user's has run since
+	if !first || cl.req.Body != nil && !cl.unread || cl.trace != nil { // code of the user's has run since
 		now = time.Now()
 	}
 	got, do, err := t.pool.acquire(now, want{key: cl.key, ctx: ctx, fresh: fresh, first: first})
@@ -100,6 +106,10 @@ func (cl *call) acquire(ctx context.Context, fresh, first bool) (*conn, time.Tim
 	}
 	return c, now, nil
 }
+
+// minAcquireTurn keeps a request whose time to wait is short from asking all the
+// time whether it is a limit that keeps it waiting.
+const minAcquireTurn = 10 * time.Millisecond
 
 // wait waits for what w is granted.
 func (cl *call) wait(w *waiter) (*conn, error) {
@@ -131,7 +141,7 @@ func (cl *call) wait(w *waiter) (*conn, error) {
 			err = ErrRequestTimeout
 		case <-limit:
 			if !p.limited(w) { // it waits for a dial, which has a limit of its own, or to hear how many fit
-				acquire.Reset(cl.limit.acquire)
+				acquire.Reset(max(cl.limit.acquire, minAcquireTurn))
 				continue
 			}
 			err = p.acquireTimeout(w)

@@ -44,7 +44,10 @@ func newDialer(cfg *config, speakHTTP2 func(context.Context, *conn) error) *dial
 	if cfg.tlsConfig != nil {
 		d.tls = cfg.tlsConfig.Clone()
 	}
-	if d.tls.ClientSessionCache == nil && !d.tls.SessionTicketsDisabled {
+	// A session that resumes asks for no certificate and verifies no peer's: whose it
+	// is, and whether it is still good, was decided for another connection.
+	if d.tls.ClientSessionCache == nil && !d.tls.SessionTicketsDisabled &&
+		d.tls.GetClientCertificate == nil && d.tls.VerifyPeerCertificate == nil {
 		d.tls.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	d.tls.NextProtos = nil
@@ -153,14 +156,18 @@ func (d *dialer) stream(ctx context.Context, target hop) (c *conn, secure bool, 
 		c, err = d.dialUserTLS(ctx, target)
 		secure = true
 	default:
-		c, err = d.connect(ctx, target, d.cfg.dialContext)
+		c, err = d.connect(ctx, target, d.cfg.dialContext, d.cfg.dialTimeout)
 	}
 	return c, secure, err
 }
 
 // dialUserTLS connects with the user's dial function for TLS.
 func (d *dialer) dialUserTLS(ctx context.Context, h hop) (*conn, error) {
-	c, err := d.connect(ctx, h, d.cfg.dialTLSContext)
+	timeout := d.cfg.dialTimeout
+	if d.cfg.ownTLSDialTime {
+		timeout = 0
+	}
+	c, err := d.connect(ctx, h, d.cfg.dialTLSContext, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -217,12 +224,13 @@ func newConn(nc net.Conn, rtt time.Duration) *conn {
 	return c
 }
 
-// connect runs dial, the standard dialer when it is nil.
-func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc) (*conn, error) {
+// connect runs dial, the standard dialer when it is nil, for at most timeout (0:
+// any time).
+func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc, timeout time.Duration) (*conn, error) {
 	if dial == nil {
 		dial = d.dialer.DialContext
 	}
-	ctx, cancel := withTimeout(ctx, d.cfg.dialTimeout, ErrDialTimeout)
+	ctx, cancel := withTimeout(ctx, timeout, ErrDialTimeout)
 	defer cancel()
 	timer := &connectTimer{Context: ctx, start: time.Now()}
 	nc, err := dial(timer, "tcp", h.addr)

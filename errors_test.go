@@ -82,7 +82,7 @@ func TestFromTransportReplacesWhatCameBefore(t *testing.T) {
 		FromTransport(new(http.Transport)),
 	})
 	require.NoError(t, err)
-	require.Nil(t, cfg.tlsConfig)
+	require.False(t, cfg.tlsConfig != nil && cfg.tlsConfig.InsecureSkipVerify)
 	require.Nil(t, cfg.http2)
 }
 

@@ -177,8 +177,10 @@ func (ex *exchange) timeoutCause(err, sendErr error, reason CloseReason) (CloseR
 		return CloseTimeout, hard.err
 	case sendErr != nil && isTimeout(sendErr):
 		return CloseTimeout, writeTimeout(sendErr)
-	case end == nil, reason == CloseWriteError:
+	case reason == CloseWriteError:
 		return CloseTimeout, writeTimeout(err)
+	case end == nil: // a limit of the connection's own
+		return CloseTimeout, err
 	case !isTimeout(end):
 		return CloseWriteError, end // sending had failed, and no answer came
 	}

@@ -14,7 +14,7 @@ const netHTTPMaxHeaderBytes = 10 << 20
 // FromTransport takes over the settings of src with the meaning they have in
 // net/http; options behind it refine them. What src has no setting for keeps
 // the default of New, but "Connection: keep-alive" is not sent, as net/http
-// never sends it. src is read at New and neither changed nor kept.
+// never sends it. src is read at New, which counts as its first use, and not kept.
 //
 // Nothing becomes of WriteBufferSize and ReadBufferSize: buffers are pooled, and
 // sized by use. Protocols of RegisterProtocol are not known: send such requests
@@ -28,6 +28,7 @@ func FromTransport(src *http.Transport) Option {
 		if src == nil {
 			return &OptionError{"FromTransport", nil, "want a *http.Transport"}
 		}
+		src.Clone() // sets it up, or waits for its first use to do so: what that writes is read here
 		c.takeLimits(src)
 		c.takeDialers(src)
 		c.takeProxy(src)
@@ -57,6 +58,7 @@ func (c *config) takeLimits(src *http.Transport) {
 	c.maxIdle = max(src.MaxIdleConns, 0)
 	c.maxIdlePerHost = cmp.Or(max(src.MaxIdleConnsPerHost, 0), http.DefaultMaxIdleConnsPerHost)
 	c.keepNoneIdle = src.MaxIdleConnsPerHost < 0
+	c.takenOver = true
 }
 
 // takeProtocols takes over which protocols may be spoken, by net/http's rules:
@@ -90,7 +92,7 @@ func (c *config) takeProtocols(src *http.Transport) error {
 	case src.TLSNextProto != nil:
 		c.protocols.SetHTTP2(src.TLSNextProto[protoHTTP2] != nil)
 	case src.ForceAttemptHTTP2 || !custom:
-		c.protocols.SetHTTP2(!http2Disabled())
+		c.protocols.SetHTTP2(true)
 	}
 	return nil
 }
@@ -128,4 +130,5 @@ func (c *config) takeDialers(src *http.Transport) {
 	if c.dialContext != nil {
 		c.dialTimeout = 0
 	}
+	c.ownTLSDialTime = c.dialTLSContext != nil
 }

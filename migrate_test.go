@@ -3,6 +3,7 @@ package keepalive
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +14,9 @@ import (
 	"net/url"
 	"reflect"
 	"runtime"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 	"weak"
 
@@ -347,6 +350,7 @@ func TestFromTransportLeavesTheSourceAlone(t *testing.T) {
 			TLSClientConfig: trusting.TLSClientConfig.Clone(), ForceAttemptHTTP2: http2, IdleConnTimeout: time.Minute,
 			ProxyConnectHeader: http.Header{"X-A": {"1"}}, HTTP2: &http.HTTP2Config{MaxReadFrameSize: 1 << 15},
 		}
+		src.Clone() // as the first use does, it sets src up
 		before := exported(src)
 		tr, err := New(FromTransport(src))
 		require.NoError(t, err)
@@ -456,5 +460,114 @@ func TestFromTransportOffersTheSameProtocols(t *testing.T) {
 			}
 			require.Equal(t, want, offered(tr))
 		})
+	}
+}
+
+// TestFromTransportKeepsTheLimitsOfTheSource: an option behind it that does not fit
+// yields, as the guide to migration has it.
+func TestFromTransportKeepsTheLimitsOfTheSource(t *testing.T) {
+	src := &http.Transport{MaxConnsPerHost: 5, MaxIdleConns: 100}
+	c, err := newConfig([]Option{FromTransport(src), WithMaxIdleConnsPerHost(64)})
+	require.NoError(t, err)
+	require.Equal(t, []int{5, 100, 5}, []int{c.maxConnsPerHost, c.maxIdle, c.maxIdlePerHost})
+	_, err = newConfig([]Option{FromTransport(src), WithMaxIdleConnsPerHost(64), WithMaxConnsPerHost(5)})
+	require.ErrorContains(t, err, "WithMaxIdleConnsPerHost(64): want <= WithMaxConnsPerHost(5)")
+}
+
+// TestFromTransportWaitsForTheFirstUse: the source may be set up by its first use
+// in that moment. For the race detector.
+func TestFromTransportWaitsForTheFirstUse(t *testing.T) {
+	ts := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer ts.Close()
+	for range 10 {
+		src := &http.Transport{ForceAttemptHTTP2: true}
+		var both sync.WaitGroup
+		both.Go(func() {
+			resp, err := (&http.Client{Transport: src}).Get(ts.URL)
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+		})
+		both.Go(func() {
+			tr, err := New(FromTransport(src))
+			if err == nil {
+				_ = tr.Close()
+			}
+		})
+		both.Wait()
+		src.CloseIdleConnections()
+	}
+}
+
+// TestFromTransportLeavesTimeToDialFunctions: they have a limit of their own.
+func TestFromTransportLeavesTimeToDialFunctions(t *testing.T) {
+	slow := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		select {
+		case <-time.After(time.Minute):
+			return nil, errOfSource
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	for _, tt := range []struct {
+		want error
+		opts []Option
+	}{
+		{errOfSource, []Option{FromTransport(&http.Transport{DialTLSContext: slow})}},
+		{errOfSource, []Option{FromTransport(&http.Transport{DialContext: slow})}},
+		{ErrDialTimeout, []Option{FromTransport(&http.Transport{DialTLSContext: slow}), WithDialTimeout(time.Second)}},
+		{ErrDialTimeout, []Option{FromTransport(&http.Transport{}), WithDialTLSContext(slow)}},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tr, err := New(tt.opts...)
+			require.NoError(t, err)
+			_, err = fetch(t.Context(), tr, http.MethodGet, "https://a/")
+			require.ErrorIs(t, err, tt.want)
+			require.NoError(t, tr.Close())
+		})
+	}
+}
+
+// TestHTTP2TurnedOff: where net/http has no HTTP/2, we have none.
+func TestHTTP2TurnedOff(t *testing.T) {
+	t.Setenv("GODEBUG", "http2client=0")
+	var only, both http.Protocols
+	only.SetHTTP2(true)
+	both.SetHTTP1(true)
+	both.SetHTTP2(true)
+	for _, opts := range [][]Option{
+		nil, {WithProtocols(both)}, {FromTransport(&http.Transport{Protocols: &both})}, {FromTransport(&http.Transport{ForceAttemptHTTP2: true})},
+	} {
+		tr, err := New(opts...)
+		require.NoError(t, err)
+		require.Equal(t, []string{protoHTTP1}, tr.dialer.tls.NextProtos)
+		require.NoError(t, tr.Close())
+	}
+	_, err := New(WithProtocols(only))
+	require.ErrorContains(t, err, "turned off")
+}
+
+// TestSessionCacheIsNotAddedForCertificates: a session that resumes presents, and
+// checks, the certificates of the connection that it comes from.
+func TestSessionCacheIsNotAddedForCertificates(t *testing.T) {
+	own := tls.NewLRUClientSessionCache(1)
+	ask := func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return new(tls.Certificate), nil }
+	verify := func([][]byte, [][]*x509.Certificate) error { return nil }
+	for _, tt := range []struct {
+		cfg  *tls.Config
+		want bool
+	}{
+		{nil, true},
+		{&tls.Config{VerifyConnection: func(tls.ConnectionState) error { return nil }}, true},
+		{&tls.Config{GetClientCertificate: ask}, false},
+		{&tls.Config{VerifyPeerCertificate: verify}, false},
+		{&tls.Config{GetClientCertificate: ask, ClientSessionCache: own}, true},
+	} {
+		tr, err := New(WithTLSConfig(tt.cfg))
+		require.NoError(t, err)
+		for _, c := range []*tls.Config{tr.dialer.tls, tr.dialer.http1TLS, tr.dialer.proxyTLS} {
+			require.Equal(t, tt.want, c.ClientSessionCache != nil)
+		}
+		require.NoError(t, tr.Close())
 	}
 }

@@ -9,9 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"slices"
-	"strings"
 	"time"
 )
 
@@ -57,12 +54,13 @@ type config struct {
 
 	timeouts
 	dialTimeout, tlsTimeout time.Duration // 0: none
+	ownTLSDialTime          bool          // dialTLSContext is not bounded by dialTimeout
 
 	tcpKeepAlive   net.KeepAliveConfig
 	tcpUserTimeout time.Duration // 0: the system's
 
-	dialContext    func(ctx context.Context, network, addr string) (net.Conn, error)
-	dialTLSContext func(ctx context.Context, network, addr string) (net.Conn, error)
+	dialContext    dialFunc
+	dialTLSContext dialFunc
 	tlsConfig      *tls.Config
 
 	protocols http.Protocols
@@ -84,6 +82,7 @@ type config struct {
 	drainTime          time.Duration
 	poolKey            func(*http.Request) string
 	given              map[string]any // options that the caller gave, for cross-checks
+	takenOver          bool           // what was not given is of FromTransport
 }
 
 // Defaults that New uses; the table in README repeats them.
@@ -133,6 +132,11 @@ func newConfig(opts []Option) (*config, error) {
 			errs = append(errs, err)
 		}
 	}
+	if c.protocols.HTTP2() && http2Disabled() {
+		if c.protocols.SetHTTP2(false); c.protocols == (http.Protocols{}) {
+			errs = append(errs, &OptionError{"WithProtocols", "HTTP2", "want another one, too: net/http's is turned off"})
+		}
+	}
 	errs = append(errs, c.validate()...)
 	return c, errors.Join(errs...)
 }
@@ -170,8 +174,8 @@ type limit struct {
 //
 //	given by the caller   too large a small one
 //	both                  is refused
-//	small                 raises large, a default
-//	large, or neither     is lowered
+//	small                 raises large if that is a default, not of FromTransport
+//	otherwise             is lowered
 func (c *config) fit(small, large limit) error {
 	if *large.n == 0 || *small.n == 0 || *small.n <= *large.n {
 		return nil
@@ -181,7 +185,7 @@ func (c *config) fit(small, large limit) error {
 	switch {
 	case smallGiven && largeGiven:
 		return &OptionError{small.option, *small.n, fmt.Sprintf("want <= %s(%d)", large.option, *large.n)}
-	case smallGiven:
+	case smallGiven && !c.takenOver:
 		*large.n = *small.n
 	default:
 		*small.n = *large.n
@@ -330,7 +334,9 @@ func WithAcquireTimeout(d time.Duration) Option {
 // also with a WithDialContext function, if that heeds its context. 0 means no
 // limit. The default is 10 s.
 func WithDialTimeout(d time.Duration) Option {
-	return duration("WithDialTimeout", d, " (0 means no limit)", func(c *config) { c.dialTimeout = d })
+	return duration("WithDialTimeout", d, " (0 means no limit)", func(c *config) {
+		c.dialTimeout, c.ownTLSDialTime = d, false
+	})
 }
 
 // WithTLSHandshakeTimeout is how long the TLS handshake may take. 0 means no
@@ -400,15 +406,15 @@ func WithTCPUserTimeout(d time.Duration) Option {
 // when the server offers it (ALPN); without TLS it is spoken only when HTTP1 is
 // not in the set, as the server must be known to speak it. Requests with an
 // Upgrade field go over HTTP/1.1, and fail without it in the set; those that
-// authenticate their connection (WithPoolKey) do if it is in the set. HTTP2 has no effect when GODEBUG has
-// http2client=0. An empty set is refused. The default is HTTP/1, HTTP/2.
+// authenticate their connection (WithPoolKey) do if it is in the set. HTTP2 has no
+// effect where net/http's is turned off (GODEBUG http2client=0) or left out by a
+// build tag. An empty set is refused. The default is HTTP/1, HTTP/2.
 func WithProtocols(p http.Protocols) Option {
 	return func(c *config) error {
 		if !p.HTTP1() && !p.HTTP2() && !p.UnencryptedHTTP2() {
 			return &OptionError{"WithProtocols", p, "want at least one protocol"}
 		}
 		c.protocols = p
-		c.protocols.SetHTTP2(p.HTTP2() && !http2Disabled())
 		return nil
 	}
 }
@@ -424,13 +430,16 @@ func WithHTTP2Config(h http.HTTP2Config) Option {
 
 func defaultProtocols() (p http.Protocols) {
 	p.SetHTTP1(true)
-	p.SetHTTP2(!http2Disabled())
+	p.SetHTTP2(true)
 	return p
 }
 
-// http2Disabled reports whether the environment turns net/http's HTTP/2 off.
+// http2Disabled reports whether net/http has no HTTP/2: a GODEBUG setting or a
+// build tag turns it off.
 func http2Disabled() bool {
-	return slices.Contains(strings.Split(os.Getenv("GODEBUG"), ","), "http2client=0")
+	t := new(http.Transport)
+	t.Clone() // sets it up, as its first use would
+	return t.TLSNextProto[protoHTTP2] == nil
 }
 
 // WithProxy says which proxy a request goes through; a nil URL means none, and
@@ -506,14 +515,15 @@ func WithDialContext(dial func(ctx context.Context, network, addr string) (net.C
 // handshake as usual.
 func WithDialTLSContext(dial func(ctx context.Context, network, addr string) (net.Conn, error)) Option {
 	return func(c *config) error {
-		c.dialTLSContext = dial
+		c.dialTLSContext, c.ownTLSDialTime = dial, false
 		return nil
 	}
 }
 
 // WithTLSConfig sets the TLS configuration. It is cloned. Without a
-// ClientSessionCache of its own an LRU cache is added, so that later
-// connections resume. nil means the default configuration.
+// ClientSessionCache of its own an LRU cache is added, so that later connections
+// resume; not with GetClientCertificate or VerifyPeerCertificate, which a
+// connection that resumes does not ask. nil means the default configuration.
 func WithTLSConfig(cfg *tls.Config) Option {
 	return func(c *config) error {
 		c.tlsConfig = cfg.Clone()

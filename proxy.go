@@ -106,7 +106,7 @@ func (d *dialer) reachProxy(ctx context.Context, via hop, secure bool) (*conn, e
 	if secure && d.cfg.dialTLSContext != nil {
 		return d.dialUserTLS(ctx, via)
 	}
-	c, err := d.connect(ctx, via, d.cfg.dialContext)
+	c, err := d.connect(ctx, via, d.cfg.dialContext, d.cfg.dialTimeout)
 	if err != nil || !secure {
 		return c, err
 	}

@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -292,4 +294,56 @@ func TestOddAnswerCostsItsConnection(t *testing.T) {
 		require.Equal(t, map[CloseReason]uint64{CloseProtocolError: 1}, tr.Stats().Closed)
 		require.Equal(t, 4, tr.Stats().Idle)
 	})
+}
+
+// TestSameRequestAgain: a small body of a request that found no server can be sent
+// with the next try.
+func TestSameRequestAgain(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://a/", strings.NewReader("hello"))
+		require.NoError(t, err)
+		_, err = tr.RoundTrip(req)
+		require.Error(t, err, "nobody listens")
+		reply(n, t, "a:80", connNumber)
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.NoError(t, tr.Close())
+		req.Body = io.NopCloser(strings.NewReader("hello"))
+		_, err = tr.RoundTrip(req)
+		require.ErrorIs(t, err, ErrClosed)
+		left, err := io.ReadAll(req.Body)
+		require.NoError(t, err)
+		require.Equal(t, "hello", string(left))
+	})
+}
+
+// TestTimeoutOfTheConnectionsOwn: it is not one of ours.
+func TestTimeoutOfTheConnectionsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		reply(n, t, "a:80", func(int, int, *http.Request) string {
+			time.Sleep(time.Minute)
+			return ""
+		})
+		tr := wrapping(t, n, func(c net.Conn) net.Conn { return impatientConn{c, time.Second} })
+		_, err := fetch(t.Context(), tr, http.MethodGet, "http://a/")
+		require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+		require.NotErrorIs(t, err, ErrWriteTimeout)
+		require.NoError(t, tr.Close())
+	})
+}
+
+// TestPathOfASocketInTheHost: a dial function gets it as it is.
+func TestPathOfASocketInTheHost(t *testing.T) {
+	var got string
+	tr, err := New(WithDialContext(func(_ context.Context, _, addr string) (net.Conn, error) {
+		got = addr
+		return nil, errOfSource
+	}))
+	require.NoError(t, err)
+	defer tr.Close()
+	_, err = tr.RoundTrip(&http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "/run/My.sock"}, Header: http.Header{}})
+	require.ErrorIs(t, err, errOfSource)
+	require.Equal(t, "/run/My.sock:80", got)
 }

@@ -52,6 +52,7 @@ type call struct {
 	gzip    bool        // ask for gzip, and unpack it
 	counted bool        // the pool has counted it as under way
 	spent   bool        // its response holds on to nothing of it
+	unread  bool        // the body becomes inline when there is a connection to send it on
 	last    CloseReason // why the connection ends with this request, if it does
 	attempt int
 	retries int
@@ -225,9 +226,10 @@ func removeZone(host string) string {
 	return host
 }
 
-// takeBody decides how the request body is sent. A small one in memory is read
-// and closed here; another one becomes cl.body, which is closed by whoever
-// ends its sending.
+// takeBody decides how the request body is sent. A small one in memory is left
+// alone until there is a connection, so that a request that was not sent can be
+// made again; another one becomes cl.body, which is closed by whoever ends its
+// sending.
 func (cl *call) takeBody() error {
 	req := cl.req
 	// Chunks that were asked for are sent though there are none: a trailer follows.
@@ -242,9 +244,8 @@ func (cl *call) takeBody() error {
 	cl.tunnel = req.Method == http.MethodConnect && cl.length < 0
 	mem := inMemory(req.Body)
 	if mem != nil && cl.length > 0 && cl.length <= maxInlineBody && int64(mem.Len()) == cl.length && !cl.expect {
-		err := cl.takeInline(mem)
-		_ = req.Body.Close()
-		return err
+		cl.unread = true
+		return nil
 	}
 	cl.watchCancel()
 	cl.body = newRequestBody(req.Body)
@@ -271,7 +272,9 @@ func (cl *call) takeMemory(mem memReader) error {
 }
 
 // takeInline reads a small body in memory, to be sent with the head.
-func (cl *call) takeInline(mem memReader) error {
+func (cl *call) takeInline() error {
+	defer cl.dropBody()
+	mem := inMemory(cl.req.Body)
 	cl.inline = getBuffer()
 	for int64(len(cl.inline.b)) < cl.length {
 		b := cl.inline.b
@@ -327,6 +330,10 @@ func (cl *call) tunnelTo(u *upgraded) {
 
 // dropBody closes the request body, which is not needed any more.
 func (cl *call) dropBody() {
+	if cl.unread {
+		cl.unread = false
+		_ = cl.req.Body.Close()
+	}
 	if cl.body != nil {
 		cl.body.close()
 		cl.body = nil

@@ -303,6 +303,16 @@ func TestAcquireTimeoutDoesNotCountTheDial(t *testing.T) {
 	}, WithAcquireTimeout(time.Second))
 }
 
+// TestShortAcquireTimeoutDoesNotSpin: a nanosecond means not to wait for a limit; a
+// dial is waited for all the same, and not by asking all the time.
+func TestShortAcquireTimeoutDoesNotSpin(t *testing.T) {
+	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+		reply(n, t, "a:80", connNumber)
+		n.SetDialDelay("a:80", 9*time.Second)
+		require.Equal(t, "0", mustGet(t, tr, "http://a/"))
+	}, WithAcquireTimeout(time.Nanosecond))
+}
+
 func TestMaxWaiters(t *testing.T) {
 	bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
 		n.SetDialDelay("a:80", time.Second)

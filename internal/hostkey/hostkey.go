@@ -130,7 +130,7 @@ func Authority(u *url.URL) (host, port string, err error) {
 	return host, port, err
 }
 
-// Canonical returns host in lower case and ASCII. A name that is not ASCII is
+// Canonical returns host in lower case and ASCII, but a path as it is. A name that is not ASCII is
 // converted as RFC 5891 says (IDNA, lookup profile).
 func Canonical(host string) (string, error) {
 	lower := true
@@ -147,7 +147,7 @@ func Canonical(host string) (string, error) {
 			lower = false
 		}
 	}
-	if lower {
+	if lower || strings.IndexByte(host, '/') >= 0 { // a path there is a socket's, for a dial function
 		return host, nil
 	}
 	// The zone of an IPv6 address is an interface name: its case counts.

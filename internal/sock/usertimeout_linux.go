@@ -1,6 +1,7 @@
 package sock
 
 import (
+	"math"
 	"strings"
 	"syscall"
 	"time"
@@ -17,7 +18,7 @@ func SetUserTimeout(network string, c syscall.RawConn, d time.Duration) error {
 	if d <= 0 || !strings.HasPrefix(network, "tcp") {
 		return nil
 	}
-	ms := int((d + time.Millisecond - 1) / time.Millisecond)
+	ms := int(min((d-1)/time.Millisecond+1, math.MaxInt32))
 	// A kernel that refuses it works without.
 	return c.Control(func(fd uintptr) {
 		_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, ms)
