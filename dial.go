@@ -33,6 +33,9 @@ func newDialer(cfg *config, speakHTTP2 func(context.Context, *conn) error) *dial
 			KeepAliveConfig: cfg.tcpKeepAlive,
 			ControlContext: func(ctx context.Context, network, _ string, c syscall.RawConn) error {
 				connecting(ctx)
+				if cfg.tcpUserTimeout <= 0 {
+					return nil
+				}
 				return sock.SetUserTimeout(network, c, cfg.tcpUserTimeout)
 			},
 		},
@@ -227,7 +230,8 @@ func newConn(nc net.Conn, rtt time.Duration) *conn {
 // connect runs dial, the standard dialer when it is nil, for at most timeout (0:
 // any time).
 func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc, timeout time.Duration) (*conn, error) {
-	if dial == nil {
+	own := dial == nil
+	if own {
 		dial = d.dialer.DialContext
 	}
 	ctx, cancel := withTimeout(ctx, timeout, ErrDialTimeout)
@@ -240,7 +244,9 @@ func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc, timeout time
 	case nc == nil:
 		return nil, h.fail(PhaseDial, errors.New("the dial function returned no connection"))
 	}
-	return newConn(nc, timer.sample()), nil
+	c := newConn(nc, timer.sample())
+	c.hurried = own && d.cfg.tcpUserTimeout > 0
+	return c, nil
 }
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)

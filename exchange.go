@@ -379,6 +379,7 @@ func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
 	ex.mu.Unlock()
 	ex.unwatch()
 	ex.c.sc.SetWriteTimeout(0)
+	ex.c.patience(true, 0)
 	u := newUpgraded(ex)
 	resp.Body = u
 	ex.t.detach(ex.c)
@@ -407,6 +408,9 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	}
 	ex.mu.Unlock()
 	ex.unwatch()
+	if v.reason == CloseNone {
+		ex.c.patience(false, ex.t.cfg.tcpUserTimeout)
+	}
 	ex.t.release(ex.c, now, v, ex.cl, last)
 	if last {
 		ex.cl.finish()

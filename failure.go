@@ -134,7 +134,12 @@ func (ex *exchange) cause(err error, reason CloseReason, out *outcome) (CloseRea
 	case isMalformed(err), errors.Is(err, wire.ErrHeadTooLarge):
 		reason = CloseProtocolError
 	case sendErr != nil && isEnd(err):
-		err = &marked{sendErr.Error(), []error{sendErr, err}}
+		end := endError(err, ex.reused, out.gotByte)
+		text := sendErr.Error()
+		if errors.Is(end, ErrServerClosedIdle) {
+			text = ErrServerClosedIdle.Error() + ": " + text
+		}
+		return reason, &marked{text, []error{sendErr, end}}
 	}
 	return reason, endError(err, ex.reused, out.gotByte)
 }

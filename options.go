@@ -395,7 +395,9 @@ func WithTCPKeepAlive(k net.KeepAliveConfig) Option {
 }
 
 // WithTCPUserTimeout is how long sent bytes may stay unacknowledged before the
-// system gives the connection up (TCP_USER_TIMEOUT, Linux; ignored elsewhere).
+// system gives the connection up (TCP_USER_TIMEOUT, Linux; ignored elsewhere). It
+// does not hold while a body is streamed over HTTP/1.1, nor on a connection that is
+// handed over: a peer that pauses counts as gone for it, see WithWriteTimeout.
 // 0 means the system's default. The default is 30 s. It has no effect with
 // WithDialContext.
 func WithTCPUserTimeout(d time.Duration) Option {

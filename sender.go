@@ -50,6 +50,7 @@ func (ex *exchange) startSender(head []byte) {
 	s := &sender{ex: ex, head: head, body: ex.cl.body, trace: ex.cl.trace, done: make(chan struct{})}
 	if s.body != nil {
 		s.body.touched = true
+		ex.c.patience(true, 0)
 	}
 	ex.sender = s
 	ex.t.tasks.run(s.run)

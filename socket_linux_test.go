@@ -251,3 +251,91 @@ func TestCancelOnAYoungerConn(t *testing.T) {
 	}
 	require.EqualValues(t, 1, tr.Stats().Dials)
 }
+
+// userTimeout returns TCP_USER_TIMEOUT of a socket, in milliseconds.
+func userTimeout(t *testing.T, nc net.Conn) (ms int) {
+	t.Helper()
+	const tcpUserTimeout = 0x12
+	sc, ok := nc.(syscall.Conn)
+	require.True(t, ok)
+	raw, err := sc.SyscallConn()
+	require.NoError(t, err)
+	require.NoError(t, raw.Control(func(fd uintptr) {
+		ms, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout)
+	}))
+	require.NoError(t, err)
+	return ms
+}
+
+// TestUserTimeoutIsSuspended: for TCP_USER_TIMEOUT a peer that reads nothing for a
+// while is gone. An upload, and a connection that is the user's, may wait for it.
+func TestUserTimeoutIsSuspended(t *testing.T) {
+	began := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			w.WriteHeader(http.StatusSwitchingProtocols)
+			return
+		}
+		if r.Method == http.MethodPost {
+			_, _ = io.ReadFull(r.Body, make([]byte, 1))
+			began <- struct{}{}
+			_, _ = io.Copy(io.Discard, r.Body)
+		}
+	}))
+	defer srv.Close()
+	tr := open(t, keepalive.WithTCPUserTimeout(7*time.Second))
+	var nc net.Conn
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { nc = i.Conn }})
+	do := func(method string, body io.Reader, upgrade bool) {
+		req, err := http.NewRequestWithContext(ctx, method, srv.URL, body)
+		require.NoError(t, err)
+		if upgrade {
+			req.Header.Set("Connection", "Upgrade")
+			req.Header.Set("Upgrade", "x")
+		}
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		if !upgrade {
+			_, err = io.Copy(io.Discard, resp.Body)
+			require.NoError(t, err)
+			return
+		}
+		require.Zero(t, userTimeout(t, nc), "the user's")
+	}
+	do(http.MethodGet, nil, false)
+	require.Equal(t, 7000, userTimeout(t, nc))
+	pr, pw := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		do(http.MethodPost, pr, false)
+	}()
+	_, err := pw.Write([]byte("x"))
+	require.NoError(t, err)
+	<-began
+	require.Zero(t, userTimeout(t, nc), "while a body is sent")
+	require.NoError(t, pw.Close())
+	<-done
+	require.Equal(t, 7000, userTimeout(t, nc), "after it")
+	do(http.MethodGet, nil, true)
+	require.EqualValues(t, 1, tr.Stats().Opened)
+}
+
+// TestUploadToAReaderThatPauses: longer than TCP_USER_TIMEOUT.
+func TestUploadToAReaderThatPauses(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		elapse(1500 * time.Millisecond)
+		n, _ := io.Copy(io.Discard, r.Body)
+		_, _ = fmt.Fprint(w, n)
+	}))
+	defer srv.Close()
+	tr := open(t, keepalive.WithTCPUserTimeout(300*time.Millisecond))
+	const size = 32 << 20
+	resp, err := tr.Client().Post(srv.URL, "", strings.NewReader(strings.Repeat("x", size)))
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.Equal(t, fmt.Sprint(size), string(b))
+}

@@ -375,5 +375,13 @@ func (c *Conn) closeIfUnheeded() {
 	}
 }
 
+// SetUserTimeout is [SetUserTimeout] for a Conn that is Direct, and nothing for any
+// other.
+func (c *Conn) SetUserTimeout(d time.Duration) {
+	if c.direct {
+		_ = SetUserTimeout(c.nc.RemoteAddr().Network(), c.raw, d) // a closed connection says so itself
+	}
+}
+
 // longAgo is a deadline that has passed.
 func longAgo() time.Time { return time.Unix(1, 0) }
