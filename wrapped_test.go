@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,6 +162,52 @@ func TestWriteThatReturnsLate(t *testing.T) {
 			}
 			require.Error(t, post(t, tr, "http://a/", []byte("text")))
 			require.Equal(t, 1, ran, "not repeated")
+		})
+	}
+}
+
+// countedConn counts how often it is closed.
+type countedConn struct {
+	net.Conn
+	closes *atomic.Int32
+}
+
+func (c countedConn) Close() error {
+	c.closes.Add(1)
+	return c.Conn.Close()
+}
+
+// TestClosesOnce: whoever gives back something in Close gives it back once.
+func TestClosesOnce(t *testing.T) {
+	for name, run := range map[string]func(t *testing.T, n *netfake.Net, tr *Transport){
+		"handshake timeout": func(t *testing.T, n *netfake.Net, tr *Transport) {
+			n.Serve(t, "a:443", func(c *netfake.Conn) { _, _ = io.Copy(io.Discard, c) })
+			_, err := fetch(t.Context(), tr, http.MethodGet, "https://a/")
+			require.ErrorIs(t, err, ErrTLSHandshakeTimeout)
+		},
+		"closed in use": func(t *testing.T, n *netfake.Net, tr *Transport) {
+			reply(n, t, "a:80", func(int, int, *http.Request) string { return halfBody })
+			resp := open(t, tr, nil)
+			require.NoError(t, tr.Close())
+			require.NoError(t, resp.Body.Close())
+		},
+		"canceled": func(t *testing.T, n *netfake.Net, tr *Transport) {
+			reply(n, t, "a:80", func(int, int, *http.Request) string { return halfBody })
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			_, err := fetch(ctx, tr, http.MethodGet, "http://a/")
+			require.ErrorIs(t, err, context.Canceled)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := netfake.New()
+				closes := new(atomic.Int32)
+				tr := wrapping(t, n, func(c net.Conn) net.Conn { return countedConn{c, closes} })
+				run(t, n, tr)
+				require.NoError(t, tr.Close())
+				require.EqualValues(t, 1, closes.Load())
+			})
 		})
 	}
 }

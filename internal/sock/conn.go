@@ -92,6 +92,7 @@ const (
 	flagNonblock     uint32 = 1 << iota // set and cleared by SetNonblock
 	flagReadEnded                       // set by Interrupt, for good
 	flagWriteEnded                      // set by Interrupt and InterruptWrite, for good
+	flagClosed                          // set by Close, for good
 	flagsInterrupted = flagReadEnded | flagWriteEnded
 )
 
@@ -211,8 +212,14 @@ func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
 // RemoteAddr returns the wrapped connection's remote address.
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 
-// Close closes the wrapped connection.
-func (c *Conn) Close() error { return c.nc.Close() }
+// Close closes the wrapped connection, once: TLS above may have done so, and a user's
+// wrapper may count. Another call returns nil, at once.
+func (c *Conn) Close() error {
+	if c.flags.Or(flagClosed)&flagClosed != 0 {
+		return nil
+	}
+	return c.nc.Close()
+}
 
 // Read reads from the wrapped connection. Under SetNonblock it is TryRead.
 // After Interrupt it fails with ErrInterrupted.
@@ -371,7 +378,7 @@ func (c *Conn) InterruptWrite() {
 // way. A call that counts itself later sees the flag, and never starts.
 func (c *Conn) closeIfUnheeded() {
 	if c.inflight.Load() > 0 {
-		_ = c.nc.Close()
+		_ = c.Close()
 	}
 }
 
