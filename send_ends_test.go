@@ -170,7 +170,7 @@ func TestHookOfADialThatHangs(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		g := &traceGuard{running: make(chan struct{}, 1)}
-		go g.do(func() { <-release })
+		go g.begin(&g.dns, func() { <-release })
 		synctest.Wait()
 		start := time.Now()
 		g.end(ctx)

@@ -11,14 +11,17 @@ import (
 )
 
 // traceGuard passes a request's trace hooks on to a dial for as long as its
-// RoundTrip lasts. A dial belongs to the pool and may go on after that, when
-// the hooks must not be called any more.
+// RoundTrip lasts. A dial belongs to the pool and may go on after that; then only
+// the second half of what the hooks know to have begun is told, as net/http does.
 type traceGuard struct {
 	running chan struct{} // one hook at a time, and end waits for it
 	over    atomic.Bool
+	// How many have begun and not ended. Guarded by running.
+	dns, connects, handshakes int
 }
 
-// end stops all hooks. It waits for one that is running, as long as ctx lasts.
+// end lets nothing more begin. It waits for a hook that is running, as long as ctx
+// lasts.
 func (g *traceGuard) end(ctx context.Context) {
 	if g == nil {
 		return
@@ -31,11 +34,22 @@ func (g *traceGuard) end(ctx context.Context) {
 	}
 }
 
-// do runs hook unless end was called.
-func (g *traceGuard) do(hook func()) {
+// begin runs hook, which tells that one of open begins, unless end was called.
+func (g *traceGuard) begin(open *int, hook func()) {
 	g.running <- struct{}{}
 	defer func() { <-g.running }()
 	if !g.over.Load() {
+		*open++
+		hook()
+	}
+}
+
+// done runs hook, which tells that one of open has ended, if it was told to begin.
+func (g *traceGuard) done(open *int, hook func()) {
+	g.running <- struct{}{}
+	defer func() { <-g.running }()
+	if *open > 0 {
+		*open--
 		hook()
 	}
 }
@@ -47,43 +61,46 @@ func guardTrace(ctx context.Context, t *httptrace.ClientTrace) (context.Context,
 		return ctx, nil
 	}
 	g := &traceGuard{running: make(chan struct{}, 1)}
-	h := &httptrace.ClientTrace{
-		DNSStart:          guard1(g, t.DNSStart),
-		DNSDone:           guard1(g, t.DNSDone),
-		ConnectStart:      guard2(g, t.ConnectStart),
-		TLSHandshakeDone:  guard2[tls.ConnectionState, error](g, t.TLSHandshakeDone),
-		ConnectDone:       guardConnectDone(g, t.ConnectDone),
-		TLSHandshakeStart: guard0(g, t.TLSHandshakeStart),
+	h := new(httptrace.ClientTrace)
+	h.DNSStart = func(i httptrace.DNSStartInfo) {
+		g.begin(&g.dns, func() { call1(t.DNSStart, i) })
+	}
+	h.DNSDone = func(i httptrace.DNSDoneInfo) {
+		g.done(&g.dns, func() { call1(t.DNSDone, i) })
+	}
+	h.ConnectStart = func(network, addr string) {
+		g.begin(&g.connects, func() { call2(t.ConnectStart, network, addr) })
+	}
+	h.ConnectDone = func(network, addr string, err error) {
+		g.done(&g.connects, func() {
+			if t.ConnectDone != nil {
+				t.ConnectDone(network, addr, err)
+			}
+		})
+	}
+	h.TLSHandshakeStart = func() {
+		g.begin(&g.handshakes, func() {
+			if t.TLSHandshakeStart != nil {
+				t.TLSHandshakeStart()
+			}
+		})
+	}
+	h.TLSHandshakeDone = func(cs tls.ConnectionState, err error) {
+		g.done(&g.handshakes, func() { call2(t.TLSHandshakeDone, cs, err) })
 	}
 	return httptrace.WithClientTrace(untraced{ctx}, h), g
 }
 
-func guard0(g *traceGuard, f func()) func() {
-	if f == nil {
-		return nil
+func call1[A any](hook func(A), a A) {
+	if hook != nil {
+		hook(a)
 	}
-	return func() { g.do(f) }
 }
 
-func guard1[A any](g *traceGuard, f func(A)) func(A) {
-	if f == nil {
-		return nil
+func call2[A, B any](hook func(A, B), a A, b B) {
+	if hook != nil {
+		hook(a, b)
 	}
-	return func(a A) { g.do(func() { f(a) }) }
-}
-
-func guard2[A, B any](g *traceGuard, f func(A, B)) func(A, B) {
-	if f == nil {
-		return nil
-	}
-	return func(a A, b B) { g.do(func() { f(a, b) }) }
-}
-
-func guardConnectDone(g *traceGuard, f func(network, addr string, err error)) func(network, addr string, err error) {
-	if f == nil {
-		return nil
-	}
-	return func(network, addr string, err error) { g.do(func() { f(network, addr, err) }) }
 }
 
 // untraced hides the trace hooks of a context: those of httptrace, and the
