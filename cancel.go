@@ -48,6 +48,37 @@ func (ex *exchange) endUnread() {
 	}
 }
 
+// lateGrace is how long a Read may take to notice its deadline.
+const lateGrace = 50 * time.Millisecond
+
+// enforceLocked sees to it that readEnd holds on a connection of the user's that
+// has no deadlines, ignores them or sets its own. Not the end of a wait for 100
+// Continue: the request goes on after it.
+func (ex *exchange) enforceLocked() {
+	if ex.late != nil {
+		ex.watchRan = !ex.late.Stop() || ex.watchRan
+		ex.late = nil
+	}
+	if end := ex.readEnd; !ex.released && !end.at.IsZero() && !ex.c.sc.Direct() && !errors.Is(end.err, errExpectTimeout) {
+		ex.late = time.AfterFunc(time.Until(end.at)+lateGrace, ex.overdue)
+	}
+}
+
+// overdue interrupts a Read that goes on although its time is over.
+func (ex *exchange) overdue() {
+	unread := !ex.closed.Load() && ex.readMu.TryLock() // no Read of the body is under way
+	if unread {
+		defer ex.readMu.Unlock()
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	end := ex.readEnd.at
+	if !ex.released && (ex.inHeader || !unread) && !end.IsZero() && !time.Now().Before(end) {
+		ex.interrupted = true
+		ex.c.sc.Interrupt()
+	}
+}
+
 // watchAfter is how long an exchange waits before it listens for the end of its
 // request's context.
 const watchAfter = 5 * time.Millisecond

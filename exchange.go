@@ -44,12 +44,14 @@ type exchange struct {
 	// mu makes {is this still our connection?, act on it} one step. Under it only
 	// the socket's own lock is taken, and a wrapper's SetDeadline runs.
 	mu          sync.Mutex
-	released    bool     // the connection is not ours any more
-	handedOver  bool     // the response was returned, with this as its body
-	interrupted bool     // we have cut it off
-	inHeader    bool     // the head of the answer is awaited; set before a sender starts
-	armed       bool     // a deadline is set on the connection
-	readEnd     deadline // the read deadline that is set
+	released    bool // the connection is not ours any more
+	handedOver  bool // the response was returned, with this as its body
+	interrupted bool // we have cut it off
+	inHeader    bool // the head of the answer is awaited; set before anybody else looks
+	armed       bool // a deadline is set on the connection
+	// late interrupts a Read that does not heed readEnd; nil: none.
+	late    *time.Timer
+	readEnd deadline // the read deadline that is set
 
 	verdict verdict
 	body    wire.Body
@@ -94,6 +96,7 @@ func (ex *exchange) arm() {
 		defer ex.mu.Unlock()
 		ex.armed, ex.readEnd = true, hard
 		_ = ex.c.setDeadline(hard.at)
+		ex.enforceLocked()
 	}
 }
 
@@ -145,6 +148,7 @@ func (ex *exchange) setReadLocked(d deadline) {
 	}
 	ex.armed, ex.readEnd = true, d
 	_ = ex.c.setReadDeadline(d.at)
+	ex.enforceLocked()
 }
 
 // roundTrip sends the request and returns the final answer, or what happened.
@@ -376,6 +380,7 @@ func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
 	if ex.armed && !ex.interrupted {
 		_ = ex.c.setDeadline(time.Time{})
 	}
+	ex.enforceLocked()
 	ex.mu.Unlock()
 	ex.unwatch()
 	ex.c.sc.SetWriteTimeout(0)
@@ -406,6 +411,7 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	if ex.armed && !stays && v.reason == CloseNone && ex.c.setDeadline(time.Time{}) != nil {
 		v = drop(CloseReadError) // the next request would inherit the deadline
 	}
+	ex.enforceLocked()
 	ex.mu.Unlock()
 	ex.unwatch()
 	if v.reason == CloseNone {

@@ -34,8 +34,8 @@ func (ex *exchange) send() (stale CloseReason, phase Phase, err error) {
 	case oneStep && !ex.unwatched:
 		c.calm()
 	}
-	ex.arm()
 	ex.inHeader = true
+	ex.arm()
 	switch {
 	case oneStep:
 		return ex.writeRead(head)
@@ -108,9 +108,10 @@ func (ex *exchange) appendBegin(head []byte) []byte {
 }
 
 // waitsForContinue reports whether the body is to be sent only when the server
-// says so, or takes its time to say anything (RFC 9110 section 10.1.1).
+// says so, or takes its time to say anything (RFC 9110 section 10.1.1), which takes
+// a connection that has deadlines.
 func (ex *exchange) waitsForContinue() bool {
-	return ex.cl.body != nil && !ex.cl.tunnel && ex.cl.expect && ex.cl.limit.expectContinue > 0
+	return ex.cl.body != nil && !ex.cl.tunnel && ex.cl.expect && ex.cl.limit.expectContinue > 0 && ex.c.checkable
 }
 
 // maxQuickHead is the largest head that is written with nobody listening for the

@@ -1,12 +1,14 @@
 package keepalive
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -18,15 +20,15 @@ import (
 )
 
 // wrapping is a Transport on n whose connections are what wrap makes of them.
-func wrapping(t *testing.T, n *netfake.Net, wrap func(net.Conn) net.Conn) *Transport {
+func wrapping(t *testing.T, n *netfake.Net, wrap func(net.Conn) net.Conn, opts ...Option) *Transport {
 	t.Helper()
-	tr, err := New(WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+	tr, err := New(append(opts, WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := n.Dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		return wrap(c), nil
-	}))
+	}))...)
 	require.NoError(t, err)
 	return tr
 }
@@ -210,4 +212,127 @@ func TestClosesOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// unboundConn has deadlines that fail with err, or do nothing.
+type unboundConn struct {
+	net.Conn
+	err error
+}
+
+func (c unboundConn) SetDeadline(time.Time) error      { return c.err }
+func (c unboundConn) SetReadDeadline(time.Time) error  { return c.err }
+func (c unboundConn) SetWriteDeadline(time.Time) error { return c.err }
+
+// TestLimitsHoldWithoutDeadlines: on connections that have none, do nothing with
+// them, or set their own. In real time: a bubble's stands still while a timer waits
+// for a Read to let go of its lock.
+func TestLimitsHoldWithoutDeadlines(t *testing.T) {
+	t.Parallel()
+	const limit, part = 100 * time.Millisecond, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegin"
+	read := func(t *testing.T, tr *Transport) error {
+		t.Helper()
+		_, err := fetch(t.Context(), tr, http.MethodGet, "http://a/")
+		return err
+	}
+	closed := func(t *testing.T, tr *Transport) error {
+		t.Helper()
+		return open(t, tr, nil).Body.Close()
+	}
+	for kind, wrap := range map[string]func(net.Conn) net.Conn{
+		"none":    func(c net.Conn) net.Conn { return unboundConn{c, errOfSource} },
+		"ignored": func(c net.Conn) net.Conn { return unboundConn{c, nil} },
+		"own":     func(c net.Conn) net.Conn { return impatientConn{c, time.Hour} },
+	} {
+		for name, row := range map[string]struct {
+			opt    Option
+			answer string
+			run    func(t *testing.T, tr *Transport) error
+			want   error
+		}{
+			"head":                 {WithResponseHeaderTimeout(limit), "", read, ErrResponseHeaderTimeout},
+			"request, in the head": {WithRequestTimeout(limit), "", read, ErrRequestTimeout},
+			"request, in the body": {WithRequestTimeout(limit), part, read, ErrRequestTimeout},
+			"body":                 {WithBodyReadTimeout(limit), part, read, ErrBodyReadTimeout},
+			"rest of a body":       {WithDrainLimit(1000, limit), part, closed, nil},
+		} {
+			t.Run(kind+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				n := netfake.New()
+				n.Serve(t, "a:80", func(c *netfake.Conn) {
+					_, _ = io.ReadFull(c, make([]byte, 1))
+					_, _ = io.WriteString(c, row.answer)
+					_, _ = io.Copy(io.Discard, c)
+				})
+				tr := wrapping(t, n, wrap, row.opt)
+				require.ErrorIs(t, row.run(t, tr), row.want)
+				require.Eventually(t, func() bool { return tr.Stats().Open == 0 }, 10*time.Second, time.Millisecond)
+				require.NoError(t, tr.Close())
+			})
+		}
+	}
+}
+
+// TestExpectWithoutDeadlines: nobody could end the wait for 100 Continue.
+func TestExpectWithoutDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		n.Serve(t, "a:80", func(c *netfake.Conn) {
+			req, err := http.ReadRequest(bufio.NewReader(c))
+			if err == nil {
+				b, _ := io.ReadAll(req.Body) // without a word
+				_, _ = io.WriteString(c, ok(string(b)))
+			}
+		})
+		tr := wrapping(t, n, func(c net.Conn) net.Conn { return unboundConn{c, errOfSource} })
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://a/", strings.NewReader("body"))
+		require.NoError(t, err)
+		req.Header.Set("Expect", "100-continue")
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		b, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, "body", string(b))
+		require.NoError(t, tr.Close())
+	})
+}
+
+// TestBodyReadTimeoutLeavesTheReaderTime: what it spends elsewhere does not count,
+// whatever the connection does with deadlines.
+func TestBodyReadTimeoutLeavesTheReaderTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		reply(n, t, "a:80", func(int, int, *http.Request) string { return ok(string(make([]byte, 100_000))) })
+		tr := wrapping(t, n, func(c net.Conn) net.Conn { return unboundConn{c, nil} }, WithBodyReadTimeout(time.Second))
+		resp := open(t, tr, nil)
+		for range 3 {
+			_, err := io.ReadFull(resp.Body, make([]byte, 10_000))
+			require.NoError(t, err)
+			time.Sleep(time.Minute)
+		}
+		_, err := io.Copy(io.Discard, resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, tr.Close())
+	})
+}
+
+// TestWriteTimeoutWithoutDeadlines: it ends a write that nobody takes, and no other.
+func TestWriteTimeoutWithoutDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over := make(chan struct{})
+		defer close(over)
+		tr, err := New(WithWriteTimeout(time.Second), WithDialContext(func(context.Context, string, string) (net.Conn, error) {
+			c, s := net.Pipe()
+			go func() {
+				defer s.Close()
+				_, _ = io.ReadFull(s, make([]byte, 20_000))
+				<-over
+			}()
+			return unboundConn{c, errOfSource}, nil
+		}))
+		require.NoError(t, err)
+		err = post(t, tr, "http://a/", make([]byte, 100_000))
+		require.ErrorIs(t, err, ErrWriteTimeout)
+		require.NoError(t, tr.Close())
+	})
 }

@@ -51,14 +51,23 @@ func (c *Conn) writeWatched(p []byte) (n int, err error) {
 	}
 }
 
-// writePieces writes p so that each piece has the whole write timeout.
+// writePieces writes p so that each piece has the whole write timeout. Where the
+// connection has no deadlines, it is interrupted.
 func (c *Conn) writePieces(p []byte) (n int, err error) {
 	defer c.unwatch()
 	for {
-		if _, err := c.arm(time.Now()); err != nil {
+		_, err := c.arm(time.Now())
+		if errors.Is(err, ErrInterrupted) {
 			return n, err
 		}
+		var limit *time.Timer
+		if err != nil {
+			limit = time.AfterFunc(c.writeTimeout, c.Interrupt)
+		}
 		m, err := c.nc.Write(p[n:min(n+pieceSize, len(p))])
+		if limit != nil {
+			limit.Stop()
+		}
 		n += m
 		if err != nil || n == len(p) {
 			return n, err
