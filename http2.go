@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/keepalive-http/keepalive/internal/wire"
 )
 
 // http2 is the protocol of a connection that speaks HTTP/2 (RFC 9113). How that
@@ -131,6 +133,12 @@ func (s *stream) request() *http.Request {
 	}
 	req := cl.req.WithContext(ctx)
 	req.Cancel, req.GetBody = nil, nil //nolint:staticcheck // SA1019: ctx ends with Cancel
+	// The pool ends the connection. A ClientConn would refuse those who share it.
+	req.Close = false
+	if wire.HasToken(req.Header["Connection"], "close") {
+		req.Header = req.Header.Clone()
+		req.Header.Del("Connection")
+	}
 	switch {
 	case cl.inline != nil:
 		// A copy: net/http may read it after an answer that came early.
@@ -274,14 +282,14 @@ func (s *stream) fail(err error) *outcome {
 
 // notTaken says that nothing of the request was sent, because the connection
 // takes no more. On one that has brought no answer yet that counts as an
-// attempt: there may never be one that does.
+// attempt, of its first request at least: there may never be one that does.
 func (s *stream) notTaken(out *outcome, err error) {
 	if failure := s.h.sock.failure(); errors.Is(failure, errAnswersHTTP1) {
 		out.final, out.err.Err = true, failure // as it will be the next time
 		return
 	}
 	out.err.Phase, out.err.Err = PhaseWrite, s.lost(err, false, false)
-	if out.refused = true; s.h.answered.Load() {
+	if out.refused = true; s.h.answered.Load() || s.lease.served > 0 && s.h.cc.Err() == nil {
 		out.stale = true
 		s.h.t.pool.noteStale(s.c.host)
 	}

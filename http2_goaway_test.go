@@ -323,6 +323,41 @@ func TestHTTP2NotTaken(t *testing.T) {
 	}
 }
 
+// TestHTTP2NotTakenByOneThatLives: what another request did to a connection is no
+// attempt of those that share it, though it has brought no answer.
+func TestHTTP2NotTakenByOneThatLives(t *testing.T) {
+	script := func(int) rawhttp2.Script {
+		return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+			if r.Path != "/bad" {
+				time.AfterFunc(time.Second, func() { c.Answer(r.ID, r.Path) })
+			}
+		}}
+	}
+	overHTTP2(t, script, func(t *testing.T, w *h2net) {
+		var first sync.WaitGroup
+		first.Go(func() { w.want("/first") })
+		synctest.Wait()
+		first.Go(func() {
+			if _, err := w.get("/bad"); err == nil {
+				t.Error("no error")
+			}
+		})
+		synctest.Wait()
+		leased := 0
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) {
+			if leased++; leased == 1 {
+				w.conn(0).Reset(3, h2.ErrCodeProtocol)
+			}
+			synctest.Wait()
+		}})
+		_, err := fetch(ContextWithOptions(ctx, NoRetry()), w.tr, http.MethodPost, w.url+"/")
+		require.NoError(t, err)
+		require.Equal(t, 2, leased)
+		require.Equal(t, uint64(1), w.tr.Stats().StaleChecks)
+		first.Wait()
+	})
+}
+
 // TestHTTP2RequestThatCannotBeSent: nothing is wrong with the connection.
 func TestHTTP2RequestThatCannotBeSent(t *testing.T) {
 	overHTTP2(t, plain(h2.Setting{ID: h2.SettingMaxHeaderListSize, Val: 400}), func(t *testing.T, w *h2net) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -146,6 +147,36 @@ func TestHTTP2LastRequestSharesNothing(t *testing.T) {
 		require.Equal(t, map[CloseReason]uint64{CloseClientRequest: 1}, w.tr.Stats().Closed)
 		require.Zero(t, w.tr.Stats().StaleChecks)
 	})
+}
+
+// TestHTTP2LastRequestsInABurst: a request that ends its connection ends none of
+// those that share it.
+func TestHTTP2LastRequestsInABurst(t *testing.T) {
+	for name, edit := range map[string]func(*http.Request){
+		"Request.Close": func(r *http.Request) { r.Close = true },
+		"header":        func(r *http.Request) { r.Header.Set("Connection", "close") },
+	} {
+		for _, every := range []int{1, 8} {
+			t.Run(fmt.Sprint(name, " ", every), func(t *testing.T) {
+				overHTTP2(t, answerAfter(5*time.Millisecond), func(t *testing.T, w *h2net) {
+					var wg sync.WaitGroup
+					for i := range 40 {
+						req := w.request(http.MethodGet, nil)
+						if i%every == 0 {
+							edit(req)
+						}
+						wg.Go(func() {
+							if _, err := roundTrip(w.tr, req); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					wg.Wait()
+					require.Zero(t, w.tr.Stats().Retries)
+				})
+			})
+		}
+	}
 }
 
 func TestHTTP2FreshConn(t *testing.T) {
