@@ -14,6 +14,7 @@ type frames struct {
 	goAway  bool // it takes no more
 	news    bool // one of these has changed; whoever takes note of it clears it
 	http1   bool // it speaks HTTP/1
+	ponged  bool // it has answered a ping, and no request since
 
 	head  [9]byte
 	have  int // bytes of head
@@ -24,7 +25,10 @@ type frames struct {
 
 // The parts of frames that count.
 const (
+	frameData       = 0
+	frameHeaders    = 1
 	frameSettings   = 4
+	framePing       = 6
 	frameGoAway     = 7
 	flagAck         = 1
 	settingMaxConns = 3 // SETTINGS_MAX_CONCURRENT_STREAMS
@@ -81,13 +85,17 @@ func (f *frames) settings(p []byte) {
 
 // end takes note of a frame that has arrived whole.
 func (f *frames) end() {
-	switch {
+	switch typ := f.head[3]; {
+	case typ == frameData, typ == frameHeaders:
+		f.ponged = false
+	case typ == framePing && f.head[4]&flagAck != 0:
+		f.ponged = true
 	case f.isSettings():
 		if !f.settled {
 			f.limit, f.settled = defaultStreams, true
 		}
 		f.news = true
-	case f.head[3] == frameGoAway:
+	case typ == frameGoAway:
 		f.goAway, f.news = true, true
 	}
 }

@@ -30,7 +30,12 @@ func TestFramesAtEveryCut(t *testing.T) {
 			_ = fr.WriteSettings(maxStreams(10))
 			_ = fr.WriteSettings(window)
 			_ = fr.WritePing(true, [8]byte{})
-		}, frames{limit: 10, settled: true, news: true}},
+		}, frames{limit: 10, settled: true, news: true, ponged: true}},
+		{"pings", func(fr *h2.Framer) {
+			_ = fr.WritePing(true, [8]byte{})
+			_ = fr.WriteData(1, true, nil)
+			_ = fr.WritePing(false, [8]byte{})
+		}, frames{}},
 		{"acknowledgement", func(fr *h2.Framer) { _ = fr.WriteSettingsAck() }, frames{}},
 		{"data that looks like settings", func(fr *h2.Framer) {
 			_ = fr.WriteData(1, false, []byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 1})
@@ -53,7 +58,7 @@ func TestFramesAtEveryCut(t *testing.T) {
 						f.feed(rest[:n])
 						rest = rest[n:]
 					}
-					got := frames{limit: f.limit, settled: f.settled, goAway: f.goAway, news: f.news}
+					got := frames{limit: f.limit, settled: f.settled, goAway: f.goAway, news: f.news, ponged: f.ponged}
 					require.Equal(t, tt.want, got, "cut at %d, then %d", cut, size)
 					require.Zero(t, f.have)
 				}

@@ -327,10 +327,11 @@ func (s *stream) ownDoing(out *outcome) error {
 }
 
 // listen sees to it that a connection whose peer was not heard while a request
-// timed out gets no other request until it is. net/http has sent a ping.
+// timed out gets no other request until it is. net/http has sent a ping, but for a
+// peer that has answered one, and no request since.
 func (s *stream) listen(e *Error) {
 	h := s.h
-	if !e.Timeout() || h.sock.received.Load() != s.received {
+	if !e.Timeout() || h.sock.received.Load() != s.received || h.sock.ponged.Load() {
 		return
 	}
 	h.t.pool.silent(s.c)

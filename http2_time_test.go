@@ -236,6 +236,33 @@ func TestHTTP2SilentPeer(t *testing.T) {
 	}
 }
 
+// TestHTTP2PingThatIsNotSent: net/http sends no other ping before an answer has
+// come, and nobody waits for what was not asked.
+func TestHTTP2PingThatIsNotSent(t *testing.T) {
+	overHTTP2(t, hanging, func(t *testing.T, w *h2net) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var quiet sync.WaitGroup
+		quiet.Go(func() {
+			if _, err := fetch(ctx, w.tr, http.MethodGet, w.url+"/head"); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			_, err := fetch(ctx, w.tr, http.MethodGet, w.url+"/head")
+			cancel()
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			synctest.Wait()
+		}
+		start := time.Now()
+		w.want("/")
+		require.Zero(t, time.Since(start))
+		cancel()
+		quiet.Wait()
+	}, WithMaxConnsPerHost(1), WithAcquireTimeout(time.Minute))
+}
+
 // TestHTTP2DeadPeer: a connection that leads nowhere is left by everybody after
 // the first timeout, and closed.
 func TestHTTP2DeadPeer(t *testing.T) {

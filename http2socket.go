@@ -20,6 +20,8 @@ type http2Socket struct {
 	received atomic.Int64
 	// silent: the pool is to be told when the peer is heard next.
 	silent atomic.Bool
+	// ponged is that of frames, for all.
+	ponged atomic.Bool
 
 	mu      sync.Mutex
 	settled bool
@@ -47,6 +49,7 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 	s.tell()
 	n, err := s.Conn.Read(p)
 	s.frames.feed(p[:n])
+	s.ponged.Store(s.frames.ponged)
 	s.received.Add(int64(n))
 	if s.frames.goAway || s.frames.limit < s.told {
 		s.tell()
