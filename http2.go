@@ -327,16 +327,17 @@ func (s *stream) ownDoing(out *outcome) error {
 }
 
 // listen sees to it that a connection whose peer was not heard while a request
-// timed out gets no other request until it is. net/http has sent a ping, but for a
-// peer that has answered one, and no request since.
+// timed out, or was given up after some patience, gets no other request until it
+// is. net/http has sent a ping, but for a peer that has answered one, and no
+// request since.
 func (s *stream) listen(e *Error) {
-	h := s.h
-	if !e.Timeout() || h.sock.received.Load() != s.received || h.sock.ponged.Load() {
+	h, patience := s.h, min(max(4*s.c.rtt, minPingWait), maxPingWait)
+	late := e.Timeout() || errors.Is(e, context.Canceled) && time.Since(s.start) >= patience
+	if !late || h.sock.received.Load() != s.received || h.sock.ponged.Load() {
 		return
 	}
 	h.t.pool.silent(s.c)
 	h.sock.silent.Store(true) // not before: the pool would hear of the answer first
-	patience := min(max(4*s.c.rtt, minPingWait), maxPingWait)
 	time.AfterFunc(patience, func() { h.t.act(func() todo { return h.t.pool.settled(s.c, time.Now()) }) })
 	if h.sock.received.Load() != s.received && h.sock.silent.Swap(false) {
 		h.t.act(func() todo { return h.t.pool.heard(s.c, time.Now()) })
@@ -344,7 +345,8 @@ func (s *stream) listen(e *Error) {
 }
 
 // How long requests wait for the answer to a ping before another connection is
-// dialed: four round trips, within these bounds.
+// dialed, and a request for its answer before its cancellation says something of
+// the peer: four round trips, within these bounds.
 const (
 	minPingWait = 200 * time.Millisecond
 	maxPingWait = time.Second

@@ -287,6 +287,30 @@ func TestHTTP2DeadPeer(t *testing.T) {
 	}, WithRequestTimeout(time.Second))
 }
 
+// TestHTTP2DeadPeerAndCallersThatCancel: they leave it after the first one, but
+// not for one who has cancelled at once.
+func TestHTTP2DeadPeerAndCallersThatCancel(t *testing.T) {
+	for d, dials := range map[time.Duration]int{minPingWait - 1: 1, minPingWait: 2} {
+		t.Run(d.String(), func(t *testing.T) {
+			overHTTP2(t, hanging, func(t *testing.T, w *h2net) {
+				w.want("/")
+				w.Conns()[0].Peer().StallReads(true)
+				ctx, cancel := context.WithCancel(t.Context())
+				time.AfterFunc(d, cancel)
+				_, err := fetch(ctx, w.tr, http.MethodGet, w.url+"/head")
+				require.ErrorIs(t, err, context.Canceled)
+				if dials == 1 {
+					w.Conns()[0].Peer().StallReads(false)
+				}
+				start := time.Now()
+				w.want("/")
+				require.LessOrEqual(t, time.Since(start), maxPingWait)
+				require.Equal(t, dials, w.Dials())
+			})
+		})
+	}
+}
+
 // TestHTTP2HeardInTime: a peer that said something while a request timed out is
 // there: nobody waits.
 func TestHTTP2HeardInTime(t *testing.T) {
