@@ -117,7 +117,7 @@ func (p *pool) peerGone(c *conn, now time.Time) (do todo) {
 		c.peerGone = true
 		p.shareLocked(c)
 		if c.host != nil {
-			p.fillLocked(c.host, &do)
+			p.refillLocked(c.host, &do)
 		}
 	case stateClosing, stateClosed, stateDetached:
 	}

@@ -324,7 +324,7 @@ func (p *pool) release(c *conn, now time.Time, v verdict, last bool) (reason Clo
 		if c.users == 0 {
 			p.dropLocked(c, c.retired, &do)
 		} else {
-			p.fillLocked(c.host, &do)
+			p.refillLocked(c.host, &do)
 		}
 		if v.reason == CloseProtocolError && !v.odd {
 			p.suspectLocked(c.host, now, &do)
@@ -369,7 +369,7 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 	if c.users > 0 {
 		if reason != CloseNone {
 			p.retireLocked(c, reason)
-			p.fillLocked(h, do)
+			p.refillLocked(h, do)
 		}
 		p.shareLocked(c)
 		return

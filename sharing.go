@@ -30,7 +30,7 @@ func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 			p.dropLocked(c, CloseServerRequest, &do)
 		}
 		if h != nil {
-			p.fillLocked(h, &do)
+			p.refillLocked(h, &do)
 		}
 		return do
 	}
@@ -50,7 +50,7 @@ func (p *pool) retire(c *conn, reason CloseReason) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.retireLocked(c, reason)
-	p.fillLocked(c.host, &do)
+	p.refillLocked(c.host, &do)
 	return do
 }
 
@@ -128,7 +128,7 @@ func (p *pool) endSettlingLocked(c *conn, do *todo) {
 		return
 	}
 	h.settling--
-	p.fillLocked(h, do)
+	p.refillLocked(h, do)
 	if h.starving.Len() > 0 && c.silent && c.state == stateIdle {
 		p.dropLocked(c, CloseSuspect, do) // its slot is needed
 	}

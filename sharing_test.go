@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	h2 "golang.org/x/net/http2"
 
+	"github.com/keepalive-http/keepalive/internal/netfake"
 	"github.com/keepalive-http/keepalive/internal/rawhttp2"
 )
 
@@ -86,6 +87,87 @@ func TestHTTP2LostBeforeAnyAnswer(t *testing.T) {
 		wg.Wait()
 		require.Equal(t, 1, w.Dials())
 		require.Zero(t, w.tr.Stats().Retries)
+	})
+}
+
+// oneAtATime is hanging with a limit of one.
+func oneAtATime(conn int) rawhttp2.Script {
+	s := hanging(conn)
+	s.Settings = []h2.Setting{rawhttp2.Limit(1)}
+	return s
+}
+
+// hang makes a request that hangs until stop is called, and waits until it is under
+// way.
+func (w *h2net) hang() (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := fetch(ctx, w.tr, http.MethodGet, w.url+"/head"); !errors.Is(err, context.Canceled) {
+			w.t.Errorf("got %v", err)
+		}
+	})
+	synctest.Wait()
+	return func() {
+		cancel()
+		all.Wait()
+	}
+}
+
+// TestHTTP2RoomForThoseWhoMeetALimitLate: what is idle makes room, too, for
+// requests that no limit held back when they came.
+func TestHTTP2RoomForThoseWhoMeetALimitLate(t *testing.T) {
+	strict := WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true})
+	for _, tt := range []struct {
+		name   string
+		delay  time.Duration // of dials
+		goAway bool          // once the first request has hung for a second
+		opts   []Option
+	}{
+		{"they share a dial", time.Second, false, nil},
+		{"GOAWAY, strict", 0, true, []Option{strict}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, n *netfake.Net, tr *Transport) {
+				s := oneAtATime(0)
+				s.Head = func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+					if tt.goAway && r.Path == "/head" {
+						time.AfterFunc(time.Second, func() { c.GoAway(r.ID, h2.ErrCodeNo) })
+					}
+				}
+				for _, addr := range []string{"a:80", "b:80"} {
+					n.Serve(t, addr, func(c *netfake.Conn) { _ = rawhttp2.New(c, 0, s).Serve() })
+					n.SetDialDelay(addr, tt.delay)
+				}
+				mustGet(t, tr, "http://b/") // is idle
+				w := &h2net{Net: n, t: t, tr: tr, url: "http://a"}
+				stop := w.hang()
+				start := time.Now()
+				w.want("/")
+				require.LessOrEqual(t, time.Since(start), 3*time.Second)
+				require.Equal(t, uint64(1), tr.Stats().Closed[CloseEvicted])
+				stop()
+			}, append(tt.opts, onlyH2C(), WithMaxConns(2))...)
+		})
+	}
+	t.Run("a fresh connection", func(t *testing.T) {
+		script := func(conn int) rawhttp2.Script {
+			s := oneAtATime(conn)
+			s.Delay = time.Duration(conn) * 800 * time.Millisecond
+			return s
+		}
+		overHTTP2(t, script, func(t *testing.T, w *h2net) {
+			w.want("/")
+			first := w.hang()
+			second := w.hang() // on a connection that has said nothing yet
+			first()
+			start := time.Now()
+			_, err := fetch(ContextWithOptions(t.Context(), FreshConn()), w.tr, http.MethodGet, w.url)
+			require.NoError(t, err)
+			require.LessOrEqual(t, time.Since(start), 3*time.Second)
+			require.Equal(t, uint64(1), w.tr.Stats().Closed[CloseEvicted])
+			second()
+		}, WithMaxConnsPerHost(2))
 	})
 }
 

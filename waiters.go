@@ -106,6 +106,19 @@ func (p *pool) makeRoomLocked(w *waiter, do *todo) {
 	}
 }
 
+// refillLocked is fillLocked when waiters may come to a limit that did not hold
+// them back before: it makes room for them, too.
+func (p *pool) refillLocked(h *host, do *todo) {
+	p.fillLocked(h, do)
+	for n := h.starving.Len(); n > 0 && h.starving.Len() > 0; n-- {
+		dropped := len(do.discard)
+		p.makeRoomLocked(h.starving.Front().Value, do)
+		if len(do.discard) == dropped {
+			return // nor would it for the next
+		}
+	}
+}
+
 // boardLocked makes d the dial of starving waiters, as far as it has room.
 func (p *pool) boardLocked(d *dial) {
 	h := d.host
@@ -348,10 +361,7 @@ func (p *pool) dialed(d *dial, c *conn, err error, now time.Time) (do todo) {
 		return do
 	}
 	p.putLocked(c, now, &do)
-	p.fillLocked(h, &do)
-	for e := h.starving.Front(); e != nil; e = e.Next() {
-		p.makeRoomLocked(e.Value, &do)
-	}
+	p.refillLocked(h, &do)
 	return do
 }
 
