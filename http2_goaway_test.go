@@ -399,7 +399,7 @@ func TestHTTP2RefusedStream(t *testing.T) {
 					if kind.rewindable && times <= 2 {
 						require.NoError(t, err)
 						require.Equal(t, kind.body, got)
-						require.Equal(t, times, w.Dials(), "only the last attempt dials")
+						require.Equal(t, 1, w.Dials(), "nothing is wrong with the connection")
 						return
 					}
 					var e *Error
@@ -415,6 +415,32 @@ func TestHTTP2RefusedStream(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestHTTP2RefusedAtTheLimit: where no other connection may be dialed a request
+// that was refused goes over the one that there is, to its last attempt.
+func TestHTTP2RefusedAtTheLimit(t *testing.T) {
+	var refused atomic.Int64
+	script := func(conn int) rawhttp2.Script {
+		s := hanging(conn)
+		answer := s.Request
+		s.Request = func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+			if r.Path == "/refused" && refused.Add(1) <= 2 {
+				c.Reset(r.ID, h2.ErrCodeRefusedStream)
+				return
+			}
+			answer(c, r)
+		}
+		return s
+	}
+	overHTTP2(t, script, func(t *testing.T, w *h2net) {
+		refused.Store(0)
+		w.want("/")
+		stop := w.hang()
+		w.want("/refused")
+		require.Equal(t, uint64(2), w.tr.Stats().Retries)
+		stop()
+	}, WithMaxConnsPerHost(1), WithAcquireTimeout(time.Minute))
 }
 
 // TestHTTP2StreamErrors: any other reset is the answer, and nothing is wrong

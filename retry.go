@@ -28,7 +28,8 @@ import (
 // NoRetry rules it out.
 type RetryPolicy struct {
 	// MaxRetries is how many extra attempts a request may have. 0 means none.
-	// The last one always uses a freshly dialed connection.
+	// The last one uses a freshly dialed connection, unless the server has refused
+	// the one before: nothing is wrong with the connection then.
 	MaxRetries int
 	// Budget bounds retries to a share of requests, so that an outage does not
 	// multiply its own load: 0.2 allows one retry for every five requests,
@@ -119,6 +120,11 @@ type failure struct {
 	noRetry bool
 }
 
+// mustEnd reports whether no policy may have the request repeated.
+func (f failure) mustEnd() bool {
+	return f.gotByte || f.final || f.canceled || f.noRetry || !f.rewindable
+}
+
 // decision is what to do after a failure.
 type decision struct {
 	// again: take another connection and send the request once more.
@@ -143,7 +149,7 @@ func decideRetry(f failure, p RetryPolicy, retries int) decision {
 	if f.stale && f.rewindable && !f.canceled {
 		return decision{again: true}
 	}
-	if f.gotByte || f.final || f.canceled || f.noRetry || !f.rewindable || retries >= p.MaxRetries {
+	if f.mustEnd() || retries >= p.MaxRetries {
 		return decision{}
 	}
 	allow := RetryInfo.Safe
@@ -159,7 +165,7 @@ func decideRetry(f failure, p RetryPolicy, retries int) decision {
 		counted:  true,
 		race:     race,
 		budgeted: !race && p.Budget > 0,
-		fresh:    retries+1 >= p.MaxRetries,
+		fresh:    retries+1 >= p.MaxRetries && !f.Refused,
 	}
 }
 

@@ -81,6 +81,9 @@ func TestDecideRetryIsBounded(t *testing.T) {
 	require.Equal(t, decision{}, decideRetry(stale(), p, 2))
 	require.Equal(t, decision{}, decideRetry(stale(), RetryPolicy{}, 0), "zero means none")
 	require.True(t, decideRetry(stale(), RetryPolicy{MaxRetries: 1}, 0).fresh)
+	refused := stale()
+	refused.Refused = true
+	require.Equal(t, decision{again: true, counted: true, race: true}, decideRetry(refused, p, 1), "nothing is wrong with the connection")
 }
 
 func TestDecideRetryAsksThePolicy(t *testing.T) {
