@@ -89,6 +89,7 @@ type stream struct {
 	// received and wrote are the connection's counters at the start.
 	received, wrote int64
 	sent            *streamedBody // nil: the request has no body, or a small one
+	gotByte         atomic.Bool   // of an answer, be it an interim one
 	verdict         verdict
 
 	mu       sync.Mutex
@@ -125,13 +126,12 @@ func (h *http2) roundTrip(cl *call, c *conn, now time.Time) (*http.Response, *ou
 
 // request returns the request as net/http is to send it.
 func (s *stream) request() *http.Request {
-	cl, ctx := s.cl, s.ctx
+	cl := s.cl
+	hooks := &httptrace.ClientTrace{GotFirstResponseByte: func() { s.gotByte.Store(true) }}
 	if d := cl.limit.responseHeader; d > 0 {
-		ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-			WroteRequest: func(httptrace.WroteRequestInfo) { s.limitHead(d) },
-		})
+		hooks.WroteRequest = func(httptrace.WroteRequestInfo) { s.limitHead(d) }
 	}
-	req := cl.req.WithContext(ctx)
+	req := cl.req.WithContext(httptrace.WithClientTrace(s.ctx, hooks))
 	req.Cancel, req.GetBody = nil, nil //nolint:staticcheck // SA1019: ctx ends with Cancel
 	// The pool ends the connection. A ClientConn would refuse those who share it.
 	req.Close = false
@@ -249,7 +249,7 @@ func (s *stream) giveBack(v verdict, last bool) bool {
 
 // fail ends a stream that has no answer.
 func (s *stream) fail(err error) *outcome {
-	out := &outcome{err: s.error(PhaseHeader, nil)}
+	out := &outcome{err: s.error(PhaseHeader, nil), gotByte: s.gotByte.Load()}
 	if s.sent.unsent() {
 		out.err.Phase = PhaseWrite
 	}
@@ -273,7 +273,7 @@ func (s *stream) fail(err error) *outcome {
 		out.final, out.err.Err = true, named(err)
 	default:
 		v = drop(CloseReadError)
-		out.leaving, out.err.Err = isLeaving(err), s.lost(err, out.err.Reused, false)
+		out.leaving, out.err.Err = isLeaving(err), s.lost(err, out.err.Reused, out.gotByte)
 	}
 	s.listen(out.err)
 	s.giveBack(v, false)
@@ -304,11 +304,11 @@ func (s *stream) lost(err error, reused, within bool) error {
 	}
 	switch {
 	case failure == nil || isEnd(err):
-		return endError(err, reused, false)
+		return endError(err, reused, within)
 	case isTimeout(failure):
 		return writeTimeout(failure) // reading has none
 	case isEnd(failure):
-		failure = endError(failure, reused, false)
+		failure = endError(failure, reused, within)
 	}
 	return &marked{err.Error() + ": " + failure.Error(), []error{err, failure}}
 }

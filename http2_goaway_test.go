@@ -558,6 +558,39 @@ func TestHTTP2ConnectionLost(t *testing.T) {
 	}
 }
 
+// TestHTTP2LostAfterAnInterimAnswer: whatever the policy says, a request is not
+// repeated of whose answer something was read.
+func TestHTTP2LostAfterAnInterimAnswer(t *testing.T) {
+	var sent atomic.Int64
+	script := func(int) rawhttp2.Script {
+		return rawhttp2.Script{
+			Head: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+				if r.Method == http.MethodPost {
+					c.Head(r.ID, "100", false)
+				}
+			},
+			Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+				if r.Method != http.MethodPost {
+					c.Answer(r.ID, r.Path)
+					return
+				}
+				sent.Add(1)
+				c.Close()
+			},
+		}
+	}
+	overHTTP2(t, script, func(t *testing.T, w *h2net) {
+		sent.Store(0)
+		w.want("/")
+		req := w.request(http.MethodPost, strings.NewReader("pay"))
+		req.Header.Set("Expect", "100-continue")
+		_, err := roundTrip(w.tr, req)
+		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+		require.NotErrorIs(t, err, ErrServerClosedIdle)
+		require.Equal(t, int64(1), sent.Load())
+	}, WithRetryPolicy(RetryPolicy{MaxRetries: 2, Retry: func(RetryInfo) bool { return true }}))
+}
+
 // TestHTTP2LostBeforeTheFirstRequest: the cause is named, and nobody dials for
 // ever.
 func TestHTTP2LostBeforeTheFirstRequest(t *testing.T) {
