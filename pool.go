@@ -174,6 +174,9 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 			c = p.takeIdleLocked(h, now, &do)
 		}
 		if c != nil {
+			if c.shares && !c.serving {
+				p.refillLocked(h, &do) // those who had to wait for it need not
+			}
 			return acquired{c: c}, do, nil
 		}
 	}
@@ -365,13 +368,15 @@ func (p *pool) putLocked(c *conn, now time.Time, do *todo) {
 			p.blocked.Push(&h.blocked) // behind it
 		}
 	}
+	serving := c.serving
 	p.grantLocked(c, reason, now)
 	if c.users > 0 {
 		if reason != CloseNone {
 			p.retireLocked(c, reason)
+		}
+		if p.shareLocked(c); serving && !c.serving {
 			p.refillLocked(h, do)
 		}
-		p.shareLocked(c)
 		return
 	}
 	p.restLocked(c, reason, now, do)

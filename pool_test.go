@@ -204,7 +204,8 @@ func (b *bench) checkShared() (leased int) {
 		if c.settling {
 			settling[c.host]++
 		}
-		if c.shares && c.retired == CloseNone && !c.peerGone && !c.silent && (c.state == stateLeased || c.state == stateIdle) {
+		if c.shares && c.retired == CloseNone && !c.peerGone && !c.silent && (c.left < 0 || int(c.users) < c.left) &&
+			(c.state == stateLeased || c.state == stateIdle) {
 			serving[c.host]++
 		}
 	}
@@ -446,6 +447,7 @@ var benchConfigs = [][]Option{
 	{WithDisableKeepAlives(true)},
 	{WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true})},
 	{WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true}), WithMaxConns(3)},
+	{WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true}), WithMaxRequestsPerConn(3)},
 }
 
 func TestPoolAgainstAModel(t *testing.T) {
@@ -518,6 +520,50 @@ func TestPoolCanceledWaitersLeaveOneDial(t *testing.T) {
 	b.acquire("a", false)
 	require.Len(t, b.dials, 200, "the next request takes over the dial that was left")
 	b.settle()
+}
+
+// TestPoolStrictLimitAndTheLastRequest: nobody waits for a connection whose users
+// are all that it may still serve.
+func TestPoolStrictLimitAndTheLastRequest(t *testing.T) {
+	strict := WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true})
+	open := func(limit int) *bench {
+		b := newBench(t, strict, WithMaxRequestsPerConn(2))
+		b.acquire("s", false)
+		c := &conn{checkable: true, shares: true, capacity: 3, settling: true}
+		d := b.dials[0]
+		b.dials, b.conns = nil, append(b.conns, c)
+		b.take(b.p.dialed(d, c, nil, b.now))
+		b.take(b.p.said(c, limit, false, b.now))
+		b.take(b.p.settled(c, b.now))
+		b.now = b.now.Add(time.Second)
+		return b
+	}
+	t.Run("who comes", func(t *testing.T) {
+		b := open(2)
+		b.acquire("s", false)
+		require.Empty(t, b.dials)
+		b.acquire("s", false)
+		require.Len(t, b.dials, 1)
+		b.settle()
+	})
+	t.Run("who waits while it is given to another", func(t *testing.T) {
+		b := open(1)
+		b.acquire("s", false)
+		b.acquire("s", false)
+		require.Empty(t, b.dials, "strict")
+		b.release(b.leased[0], keptVerdict)
+		require.Len(t, b.waiting, 1)
+		require.Len(t, b.dials, 1)
+		b.settle()
+	})
+	t.Run("who waits for a new one", func(t *testing.T) {
+		b := open(2)
+		b.acquire("s", true)
+		require.Empty(t, b.dials, "strict")
+		b.acquire("s", false)
+		require.Len(t, b.dials, 1)
+		b.settle()
+	})
 }
 
 // TestPoolStrictLimitCountsWhatServes: with StrictMaxConcurrentRequests nobody

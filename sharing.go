@@ -57,7 +57,7 @@ func (p *pool) retire(c *conn, reason CloseReason) (do todo) {
 // serveLocked keeps host.serving.
 func (p *pool) serveLocked(c *conn) {
 	serves := c.shares && c.retired == CloseNone && !c.peerGone && !c.silent &&
-		(c.state == stateLeased || c.state == stateIdle)
+		(c.left < 0 || int(c.users) < c.left) && (c.state == stateLeased || c.state == stateIdle)
 	switch {
 	case serves == c.serving:
 		return
