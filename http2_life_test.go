@@ -127,6 +127,34 @@ func (f strategyFunc) Reuse(resp *http.Response, c ConnInfo, v ReuseVerdict) Reu
 	return f(resp, c, v)
 }
 
+// TestHTTP2LifetimeAtALimit: where a limit forbids another, a connection that has
+// room is shared beyond its lifetime, until it has no user.
+func TestHTTP2LifetimeAtALimit(t *testing.T) {
+	for name, opts := range map[string][]Option{
+		"of the host":         {WithMaxConnsPerHost(1)},
+		"of the host, strict": {WithMaxConnsPerHost(1), WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true})},
+		"of all":              {WithMaxConns(1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			overHTTP2(t, hanging, func(t *testing.T, w *h2net) {
+				stop := w.hang()
+				for range 3 {
+					time.Sleep(30 * time.Second)
+					start := time.Now()
+					w.want("/")
+					require.Zero(t, time.Since(start))
+				}
+				require.Equal(t, 1, w.Dials())
+				stop()
+				synctest.Wait()
+				require.Equal(t, map[CloseReason]uint64{CloseLifetime: 1}, w.tr.Stats().Closed)
+				w.want("/")
+				require.Equal(t, 2, w.Dials())
+			}, append(opts, WithMaxConnLifetime(time.Minute), WithLifetimeJitter(0), WithAcquireTimeout(time.Minute))...)
+		})
+	}
+}
+
 // TestHTTP2LastRequestSharesNothing: who comes while the last request of a
 // connection is under way gets another one.
 func TestHTTP2LastRequestSharesNothing(t *testing.T) {

@@ -442,7 +442,11 @@ func (p *pool) unfitLocked(c *conn, now time.Time) CloseReason {
 	case !c.checkable:
 		return CloseUncheckable
 	}
-	return c.expired(now)
+	reason := c.expired(now)
+	if h := c.host; reason == CloseLifetime && c.users > 0 && h.shared.Len() < 2 && p.limitReachedLocked(h) {
+		return CloseNone // its users may stay long, and there is no other
+	}
+	return reason
 }
 
 // noteStale counts a connection that was found dead before it was used.

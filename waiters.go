@@ -225,7 +225,7 @@ func (p *pool) overdue(d *dial) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := d.host
-	if n := p.cfg.maxConnsPerHost; d.done || d.overdue || n > 0 && h.slots() >= n || p.fullLocked() {
+	if d.done || d.overdue || p.limitReachedLocked(h) {
 		return do
 	}
 	d.overdue = true
@@ -244,6 +244,13 @@ func (p *pool) overdue(d *dial) (do todo) {
 // fullLocked reports whether the limit over all hosts is reached.
 func (p *pool) fullLocked() bool {
 	return p.cfg.maxConns > 0 && p.all.slots() >= p.cfg.maxConns
+}
+
+// limitReachedLocked reports whether a limit forbids h, which holds something, to
+// dial.
+func (p *pool) limitReachedLocked(h *host) bool {
+	n := p.cfg.maxConnsPerHost
+	return n > 0 && h.slots() >= n || p.fullLocked()
 }
 
 // freedLocked hands out a slot that h has just given back.
