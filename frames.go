@@ -15,23 +15,28 @@ type frames struct {
 	news    bool // one of these has changed; whoever takes note of it clears it
 	http1   bool // it speaks HTTP/1
 	ponged  bool // it has answered a ping, and no request since
+	// objected: it has reset a stream for an error in the protocol. Whoever takes
+	// note of it clears it.
+	objected bool
 
 	head  [9]byte
-	have  int // bytes of head
-	left  int // bytes of the payload that are still to come
-	entry [6]byte
-	had   int // bytes of entry
+	have  int     // bytes of head
+	left  int     // bytes of the payload that are still to come
+	entry [6]byte // of the settings, or the code of a reset
+	had   int     // bytes of entry
 }
 
 // The parts of frames that count.
 const (
 	frameData       = 0
 	frameHeaders    = 1
+	frameReset      = 3
 	frameSettings   = 4
 	framePing       = 6
 	frameGoAway     = 7
 	flagAck         = 1
 	settingMaxConns = 3 // SETTINGS_MAX_CONCURRENT_STREAMS
+	protocolError   = 1 // PROTOCOL_ERROR
 )
 
 // defaultStreams is how many requests at a time a peer is given that sets no
@@ -53,8 +58,11 @@ func (f *frames) feed(p []byte) {
 			f.http1 = f.http1 || string(f.head[:5]) == "HTTP/"
 		}
 		n := min(f.left, len(p))
-		if f.isSettings() {
+		switch {
+		case f.isSettings():
 			f.settings(p[:n])
+		case f.head[3] == frameReset:
+			f.had += copy(f.entry[f.had:], p[:n])
 		}
 		p = p[n:]
 		if f.left -= n; f.left == 0 {
@@ -95,6 +103,8 @@ func (f *frames) end() {
 			f.limit, f.settled = defaultStreams, true
 		}
 		f.news = true
+	case typ == frameReset:
+		f.objected = f.objected || binary.BigEndian.Uint32(f.entry[:]) == protocolError
 	case typ == frameGoAway:
 		f.goAway, f.news = true, true
 	}

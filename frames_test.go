@@ -45,6 +45,16 @@ func TestFramesAtEveryCut(t *testing.T) {
 			_ = fr.WriteGoAway(3, h2.ErrCodeNo, []byte("restart"))
 			_ = fr.WriteRSTStream(5, h2.ErrCodeCancel)
 		}, frames{limit: 5, settled: true, goAway: true, news: true}},
+		{"objection", func(fr *h2.Framer) {
+			_ = fr.WriteRSTStream(1, h2.ErrCodeRefusedStream)
+			_ = fr.WriteRSTStream(3, h2.ErrCodeProtocol)
+			_ = fr.WriteRSTStream(5, h2.ErrCodeCancel)
+		}, frames{objected: true}},
+		{"other resets", func(fr *h2.Framer) {
+			_ = fr.WriteRSTStream(1, h2.ErrCodeNo)
+			_ = fr.WriteRSTStream(1<<8+1, h2.ErrCodeInternal)
+			_ = fr.WriteWindowUpdate(1, uint32(h2.ErrCodeProtocol))
+		}, frames{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var b bytes.Buffer
@@ -58,7 +68,7 @@ func TestFramesAtEveryCut(t *testing.T) {
 						f.feed(rest[:n])
 						rest = rest[n:]
 					}
-					got := frames{limit: f.limit, settled: f.settled, goAway: f.goAway, news: f.news, ponged: f.ponged}
+					got := frames{limit: f.limit, settled: f.settled, goAway: f.goAway, news: f.news, ponged: f.ponged, objected: f.objected}
 					require.Equal(t, tt.want, got, "cut at %d, then %d", cut, size)
 					require.Zero(t, f.have)
 				}
@@ -95,6 +105,7 @@ func TestFramesAreToldInTime(t *testing.T) {
 			_ = fr.WriteSettings(h2.Setting{ID: h2.SettingMaxConcurrentStreams, Val: 500})
 		}, initialStreams, 500, CloseNone},
 		{"none", func(fr *h2.Framer) { _ = fr.WriteGoAway(1, h2.ErrCodeNo, nil) }, 0, 0, CloseServerRequest},
+		{"objection, no stream", func(fr *h2.Framer) { _ = fr.WriteRSTStream(1, h2.ErrCodeProtocol) }, initialStreams, initialStreams, CloseNone},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tr, err := New()

@@ -269,6 +269,8 @@ func (s *stream) fail(err error) *outcome {
 		s.notTaken(out, err)
 	case isRefused(err):
 		out.refused, out.err.Err = true, named(err)
+	case isObjection(err):
+		out.leaving, out.err.Err = true, named(err) // as net/http has it, golang/go#47635
 	case isStreamError(err), s.h.cc.Err() == nil:
 		out.final, out.err.Err = true, named(err)
 	default:
@@ -380,6 +382,13 @@ func (e streamError) Error() string { return "HTTP/2 stream error" }
 func isStreamError(err error) bool {
 	_, ok := errors.AsType[streamError](err)
 	return ok
+}
+
+// isObjection reports whether the peer ended the stream for an error in the
+// protocol. Its connection takes no more then: see http2Socket.tell.
+func isObjection(err error) bool {
+	e, ok := errors.AsType[streamError](err)
+	return ok && e.Code == protocolError && e.Cause != nil && e.Cause.Error() == "received from peer" // not exported
 }
 
 // isRefused reports whether the peer has not processed the request, which may

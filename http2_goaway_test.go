@@ -338,7 +338,7 @@ func TestHTTP2NotTakenByOneThatLives(t *testing.T) {
 		first.Go(func() { w.want("/first") })
 		synctest.Wait()
 		first.Go(func() {
-			if _, err := w.get("/bad"); err == nil {
+			if _, err := w.post("/bad", nil); err == nil {
 				t.Error("no error")
 			}
 		})
@@ -481,6 +481,50 @@ func TestHTTP2StreamErrors(t *testing.T) {
 				}
 				require.Equal(t, 1, w.Dials())
 				require.Zero(t, w.tr.Stats().Retries)
+			})
+		})
+	}
+}
+
+// TestHTTP2Objection: a peer that saw an error in the protocol gets no more on that
+// connection, for net/http would refuse it. What is under way there goes on, and
+// what is idempotent is sent again (golang/go#47635).
+func TestHTTP2Objection(t *testing.T) {
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			script := func(conn int) rawhttp2.Script {
+				return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+					switch {
+					case r.Path == "/below":
+						time.AfterFunc(10*time.Second, func() { c.Answer(r.ID, r.Path) })
+					case conn == 0:
+						c.Reset(r.ID, h2.ErrCodeProtocol)
+					default:
+						echo(c, r)
+					}
+				}}
+			}
+			overHTTP2(t, script, func(t *testing.T, w *h2net) {
+				var below sync.WaitGroup
+				below.Go(func() { w.want("/below") })
+				synctest.Wait()
+				req := kind.make(w)
+				got, err := roundTrip(w.tr, req)
+				if kind.rewindable && kind.idempotent {
+					require.NoError(t, err)
+					require.Equal(t, kind.body, got)
+				} else {
+					var e *Error
+					require.ErrorAs(t, err, &e)
+					require.Equal(t, 1, e.Attempts)
+				}
+				closedOnce(t, req)
+				_, err = fetch(ContextWithOptions(t.Context(), NoRetry()), w.tr, http.MethodGet, w.url)
+				require.NoError(t, err)
+				require.Equal(t, 2, w.Dials())
+				below.Wait()
+				synctest.Wait()
+				require.Equal(t, map[CloseReason]uint64{CloseReadError: 1}, w.tr.Stats().Closed)
 			})
 		})
 	}

@@ -51,7 +51,7 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 	s.frames.feed(p[:n])
 	s.ponged.Store(s.frames.ponged)
 	s.received.Add(int64(n))
-	if s.frames.goAway || s.frames.limit < s.told {
+	if s.frames.goAway || s.frames.objected || s.frames.limit < s.told {
 		s.tell()
 	}
 	if s.frames.http1 {
@@ -70,6 +70,10 @@ var errAnswersHTTP1 = errors.New("the server answers in HTTP/1")
 
 // tell tells the pool what is new.
 func (s *http2Socket) tell() {
+	if s.frames.objected { // net/http sends nothing more there (golang/go#47635)
+		s.frames.objected = false
+		s.t.act(func() todo { return s.t.pool.retire(s.c, CloseReadError) })
+	}
 	if !s.frames.news {
 		return
 	}

@@ -66,7 +66,8 @@ type RetryInfo struct {
 	// request (HTTP/2: RFC 9113 section 8.7).
 	Refused bool
 	// Leaving reports whether the server had said that the connection ends, for
-	// no fault of anybody's (HTTP/2: GOAWAY with NO_ERROR, RFC 9113 section 6.8).
+	// no fault of anybody's (HTTP/2: GOAWAY with NO_ERROR, RFC 9113 section 6.8), or
+	// that it takes no more there (a stream reset with PROTOCOL_ERROR).
 	Leaving bool
 	// Timeout reports whether a timeout caused it.
 	Timeout bool

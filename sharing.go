@@ -45,12 +45,14 @@ func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 	return do
 }
 
-// retire makes c, which is leased, get no more requests.
+// retire makes c get no more requests, if it has a user.
 func (p *pool) retire(c *conn, reason CloseReason) (do todo) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.retireLocked(c, reason)
-	p.refillLocked(c.host, &do)
+	if c.users > 0 {
+		p.retireLocked(c, reason)
+		p.refillLocked(c.host, &do)
+	}
 	return do
 }
 
