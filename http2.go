@@ -61,6 +61,7 @@ type http2SocketKey struct{}
 func (t *Transport) speakHTTP2(ctx context.Context, c *conn) error {
 	h := &http2{t: t, sock: newHTTP2Socket(t, c)}
 	c.protocol, c.shares, c.capacity, c.settling = h, true, initialStreams, true
+	c.checkable = true // it is read all the time
 	ctx = context.WithValue(context.WithoutCancel(ctx), http2SocketKey{}, net.Conn(h.sock))
 	var err error
 	if h.cc, err = t.http2Maker.NewClientConn(ctx, "http", "unused.invalid:80"); err != nil {

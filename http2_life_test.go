@@ -155,6 +155,29 @@ func TestHTTP2LifetimeAtALimit(t *testing.T) {
 	}
 }
 
+// noDeadlines is a connection that has none, as those of golang.org/x/crypto/ssh.
+type noDeadlines struct{ net.Conn }
+
+func (noDeadlines) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
+func (noDeadlines) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
+func (noDeadlines) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+// TestHTTP2WithoutDeadlines: it takes none to hear that such a connection is alive.
+func TestHTTP2WithoutDeadlines(t *testing.T) {
+	n := netfake.New()
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := n.Dial(ctx, network, addr)
+		return noDeadlines{c}, err
+	}
+	overHTTP2(t, plain(), func(t *testing.T, w *h2net) {
+		n = w.Net
+		for range 10 {
+			w.want("/")
+		}
+		require.Equal(t, 1, w.Dials())
+	}, WithDialContext(dial))
+}
+
 // TestHTTP2LastRequestSharesNothing: who comes while the last request of a
 // connection is under way gets another one.
 func TestHTTP2LastRequestSharesNothing(t *testing.T) {
