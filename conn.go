@@ -153,12 +153,12 @@ type conn struct {
 	// other one until the peer has been heard.
 	silent bool
 	// settling: its capacity is about to be heard. serving: host.serving
-	// counts it.
-	settling, serving bool
-	retired           CloseReason // why it gets no more requests; CloseNone: it does
-	state             connState
-	limitReason       CloseReason // what idleLimit stands for
-	reason            CloseReason // why it was dropped; set with stateClosing
+	// counts it. told: its peer had said so before it was the pool's.
+	settling, serving, told bool
+	retired                 CloseReason // why it gets no more requests; CloseNone: it does
+	state                   connState
+	limitReason             CloseReason // what idleLimit stands for
+	reason                  CloseReason // why it was dropped; set with stateClosing
 }
 
 // setIdle notes that c is idle since now and when that ends. idleTimeout is

@@ -35,6 +35,7 @@ func (p *pool) said(c *conn, limit int, goAway bool, now time.Time) (do todo) {
 		return do
 	}
 	if h == nil {
+		c.told = true
 		return do
 	}
 	h.perConn, h.limit, h.told = p.cfg.perConn(limit), limit, true

@@ -44,6 +44,34 @@ func TestPoolPeerThatTakesNothingYet(t *testing.T) {
 	b.settle()
 }
 
+// TestPoolStrictLimitSaidEarly: what a peer says before its connection is the
+// pool's holds as what it says later.
+func TestPoolStrictLimitSaidEarly(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprint("settled late ", late), func(t *testing.T) {
+			b := newBench(t, WithHTTP2Config(http.HTTP2Config{StrictMaxConcurrentRequests: true}))
+			b.acquire("s", false)
+			d := b.dials[0]
+			b.dials = nil
+			c := &conn{checkable: true, shares: true, capacity: initialStreams, settling: true}
+			b.conns = append(b.conns, c)
+			b.take(b.p.said(c, 1, false, b.now))
+			if !late {
+				b.take(b.p.settled(c, b.now))
+			}
+			b.take(b.p.dialed(d, c, nil, b.now))
+			if late {
+				b.take(b.p.settled(c, b.now))
+			}
+			b.acquire("s", false)
+			require.Empty(t, b.dials)
+			require.Len(t, b.leased, 1)
+			b.check()
+			b.settle()
+		})
+	}
+}
+
 // TestHTTP2StrategyOutlivesAFailure: what a strategy said of the last answer
 // holds, whatever becomes of a request that has none.
 func TestHTTP2StrategyOutlivesAFailure(t *testing.T) {

@@ -380,6 +380,9 @@ func (p *pool) expectLocked(h *host, c *conn) {
 		// would say the same.
 		c.capacity = max(c.capacity, 1)
 	}
+	if c.told {
+		h.limit, h.told, c.settling = int(c.capacity), true, false
+	}
 	switch {
 	case !c.shares:
 		h.perConn, h.told = 1, false
