@@ -57,18 +57,26 @@ func newHTTP2Maker(cfg *config) *http.Transport {
 
 type http2SocketKey struct{}
 
-// speakHTTP2 makes HTTP/2 the protocol of c, which has just been dialed.
+// speakHTTP2 makes HTTP/2 the protocol of c, which has just been dialed. What is
+// written for that has the time of a dial.
 func (t *Transport) speakHTTP2(ctx context.Context, c *conn) error {
-	h := &http2{t: t, sock: newHTTP2Socket(t, c)}
+	h := &http2{t: t}
 	c.protocol, c.shares, c.capacity, c.settling = h, true, initialStreams, true
 	c.checkable = true // it is read all the time
-	ctx = context.WithValue(context.WithoutCancel(ctx), http2SocketKey{}, net.Conn(h.sock))
+	h.sock = newHTTP2Socket(t, c)
+	with := context.WithValue(context.WithoutCancel(ctx), http2SocketKey{}, net.Conn(h.sock))
+	ctx, cancel := withTimeout(ctx, t.cfg.dialTimeout, ErrDialTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, c.sc.Interrupt)
 	var err error
-	if h.cc, err = t.http2Maker.NewClientConn(ctx, "http", "unused.invalid:80"); err != nil {
-		h.sock.settle()
-		return err
+	h.cc, err = t.http2Maker.NewClientConn(with, "http", "unused.invalid:80")
+	if !stop() {
+		err = context.Cause(ctx) // c is interrupted, whatever became of the writing
 	}
-	return nil
+	if err != nil {
+		h.sock.settle()
+	}
+	return err
 }
 
 func (h *http2) close(*conn) { _ = h.cc.Close() }

@@ -336,6 +336,38 @@ func TestHTTP2HeardInTime(t *testing.T) {
 	}, WithRequestTimeout(time.Second))
 }
 
+// TestHTTP2PeerThatTakesNoPreface: the dial ends with its timeout, or by Close.
+func TestHTTP2PeerThatTakesNoPreface(t *testing.T) {
+	for _, wrap := range []func(net.Conn) net.Conn{
+		func(c net.Conn) net.Conn { return c },
+		func(c net.Conn) net.Conn { return noDeadlines{c} },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			dial := func(context.Context, string, string) (net.Conn, error) {
+				c, _ := net.Pipe()
+				return wrap(c), nil
+			}
+			tr, err := New(onlyH2C(), WithDialTimeout(time.Second), WithDialContext(dial))
+			require.NoError(t, err)
+			start := time.Now()
+			_, err = fetch(t.Context(), tr, http.MethodGet, "http://a/")
+			require.ErrorIs(t, err, ErrDialTimeout)
+			require.LessOrEqual(t, time.Since(start), 2*time.Second)
+			done := make(chan error)
+			go func() {
+				_, err := fetch(t.Context(), tr, http.MethodGet, "http://a/")
+				done <- err
+			}()
+			synctest.Wait()
+			start = time.Now()
+			go func() { _ = tr.Close() }()
+			require.ErrorIs(t, <-done, ErrClosed)
+			require.NoError(t, tr.Close())
+			require.LessOrEqual(t, time.Since(start), 500*time.Millisecond)
+		})
+	}
+}
+
 // stalling returns the URL of a real server that does not read any more when it
 // is asked for /stall, and answers /wait in part.
 func stalling(t *testing.T) (url string) {
