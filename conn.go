@@ -140,9 +140,8 @@ type conn struct {
 	// written, so the socket's buffer may not be empty. The owner's.
 	peer10, loaded bool
 
-	// hurried: our dialer has set TCP_USER_TIMEOUT; set when it is dialed. patient:
-	// that is suspended (see patience). The owner's.
-	hurried, patient bool
+	// patient: TCP_USER_TIMEOUT is suspended, see exchange.patience. The owner's.
+	patient bool
 
 	// As served: it has been idle before.
 	wasIdle bool
@@ -434,20 +433,6 @@ func (c *conn) unpark() CloseReason {
 		return CloseStale // closed, or interrupted
 	}
 	return unasked(r.n, r.err)
-}
-
-// patience suspends TCP_USER_TIMEOUT, or ends that with d, the one to be set. For
-// Linux a reader that pauses, so that nothing more may be sent, counts as one that
-// is gone: a long body, or a user's bytes, must be able to wait for it.
-func (c *conn) patience(on bool, d time.Duration) {
-	if !c.hurried || c.patient == on {
-		return
-	}
-	c.patient = on
-	if on {
-		d = 0
-	}
-	c.sc.SetUserTimeout(d)
 }
 
 // sampleRTT notes that an answer took d: its round trip cannot be longer.

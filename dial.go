@@ -230,8 +230,7 @@ func newConn(nc net.Conn, rtt time.Duration) *conn {
 // connect runs dial, the standard dialer when it is nil, for at most timeout (0:
 // any time).
 func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc, timeout time.Duration) (*conn, error) {
-	own := dial == nil
-	if own {
+	if dial == nil {
 		dial = d.dialer.DialContext
 	}
 	ctx, cancel := withTimeout(ctx, timeout, ErrDialTimeout)
@@ -244,9 +243,7 @@ func (d *dialer) connect(ctx context.Context, h hop, dial dialFunc, timeout time
 	case nc == nil:
 		return nil, h.fail(PhaseDial, errors.New("the dial function returned no connection"))
 	}
-	c := newConn(nc, timer.sample())
-	c.hurried = own && d.cfg.tcpUserTimeout > 0
-	return c, nil
+	return newConn(nc, timer.sample()), nil
 }
 
 type dialFunc = func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -384,7 +384,7 @@ func (ex *exchange) handToUser(resp *http.Response) (*http.Response, *outcome) {
 	ex.mu.Unlock()
 	ex.unwatch()
 	ex.c.sc.SetWriteTimeout(0)
-	ex.c.patience(true, 0)
+	ex.patience(true)
 	u := newUpgraded(ex)
 	resp.Body = u
 	ex.t.detach(ex.c)
@@ -414,8 +414,8 @@ func (ex *exchange) giveBack(now time.Time, v verdict, last bool) {
 	ex.enforceLocked()
 	ex.mu.Unlock()
 	ex.unwatch()
-	if v.reason == CloseNone {
-		ex.c.patience(false, ex.t.cfg.tcpUserTimeout)
+	if ex.c.patient && v.reason == CloseNone {
+		ex.patience(false)
 	}
 	ex.t.release(ex.c, now, v, ex.cl, last)
 	if last {

@@ -289,7 +289,9 @@ func WithIdleConnTimeout(d time.Duration) Option {
 
 // WithMaxConnLifetime is how long after its dial a connection may still start
 // a request. An exchange is never cut off by it. It makes clients see DNS
-// changes and new backends. 0 means no limit. The default is 15 minutes.
+// changes and new backends. An HTTP/2 connection in use is shared on beyond it while
+// a limit (WithMaxConnsPerHost, WithMaxConns) allows no other. 0 means no limit. The
+// default is 15 minutes.
 func WithMaxConnLifetime(d time.Duration) Option {
 	return duration("WithMaxConnLifetime", d, " (0 means no limit)", func(c *config) { c.maxLifetime = d })
 }
@@ -331,8 +333,8 @@ func WithAcquireTimeout(d time.Duration) Option {
 }
 
 // WithDialTimeout is how long name resolution and the TCP connection may take,
-// also with a WithDialContext function, if that heeds its context. 0 means no
-// limit. The default is 10 s.
+// also with a WithDialContext function, if that heeds its context. To open HTTP/2 on
+// a connection may take as long again. 0 means no limit. The default is 10 s.
 func WithDialTimeout(d time.Duration) Option {
 	return duration("WithDialTimeout", d, " (0 means no limit)", func(c *config) {
 		c.dialTimeout, c.ownTLSDialTime = d, false

@@ -64,8 +64,8 @@ const (
 	CloseCanceled
 	// CloseTimeout: one of our timeouts passed during an exchange.
 	CloseTimeout
-	// CloseReadError: reading the answer failed, or the connection ended before
-	// it.
+	// CloseReadError: reading the answer failed, the connection ended before it, or
+	// an HTTP/2 peer reset a stream with PROTOCOL_ERROR.
 	CloseReadError
 	// CloseWriteError: sending the request failed.
 	CloseWriteError

@@ -50,10 +50,27 @@ func (ex *exchange) startSender(head []byte) {
 	s := &sender{ex: ex, head: head, body: ex.cl.body, trace: ex.cl.trace, done: make(chan struct{})}
 	if s.body != nil {
 		s.body.touched = true
-		ex.c.patience(true, 0)
+		ex.patience(true)
 	}
 	ex.sender = s
 	ex.t.tasks.run(s.run)
+}
+
+// patience suspends TCP_USER_TIMEOUT, if our dialer has set it, or ends that. For
+// Linux a reader that pauses, so that nothing more may be sent, counts as one that
+// is gone: a long body, or a user's bytes, must be able to wait for it.
+func (ex *exchange) patience(on bool) {
+	c, cfg := ex.c, ex.t.cfg
+	users := cfg.dialContext != nil || cfg.dialTLSContext != nil && c.host.key.Scheme == "https"
+	if c.patient == on || cfg.tcpUserTimeout <= 0 || users {
+		return
+	}
+	c.patient = on
+	if on {
+		c.sc.SetUserTimeout(0)
+		return
+	}
+	c.sc.SetUserTimeout(cfg.tcpUserTimeout)
 }
 
 func (s *sender) run() {
