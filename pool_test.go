@@ -261,6 +261,9 @@ func (b *bench) check() {
 	if s.Dials != s.Opened+s.DialErrors+uint64(s.Dialing) {
 		b.t.Fatalf("dials %d != opened %d + errors %d + dialing %d", s.Dials, s.Opened, s.DialErrors, s.Dialing)
 	}
+	if p.blocked.Len() > 0 && p.idleConns.Len() > 0 && p.all.closing == 0 {
+		b.t.Fatalf("requests wait at the total limit, and %d connections are idle", idle)
+	}
 	if n := p.cfg.maxIdle; n > 0 && idle > n {
 		b.t.Fatalf("%d idle, limit %d", idle, n)
 	}
@@ -286,6 +289,9 @@ func (b *bench) checkHost(h *host) {
 	}
 	if blocked && !full && !strict && h.starving.Len() > 0 && !h.blocked.Queued() && !h.aboutToSay() {
 		b.t.Fatal("a host that is held back will not be told when a slot is free")
+	}
+	if full && h.starving.Len() > 0 && h.idleConns.Len() > 0 && h.closing == 0 && !h.aboutToSay() {
+		b.t.Fatal("a request waits at the limit for a new connection, and one is idle")
 	}
 	overdue := 0
 	for _, d := range b.dials {

@@ -106,11 +106,23 @@ func (p *pool) makeRoomLocked(w *waiter, do *todo) {
 	}
 }
 
+// easeLocked closes the longest idle connection for who is held back by the total
+// limit, unless a slot is on its way.
+func (p *pool) easeLocked(do *todo) {
+	if p.blocked.Len() > 0 && p.idleConns.Len() > 0 && p.all.closing == 0 {
+		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
+	}
+}
+
 // refillLocked is fillLocked when waiters may come to a limit that did not hold
-// them back before: it makes room for them, too.
+// them back before: it makes room for them, too, as far as that is not under way.
 func (p *pool) refillLocked(h *host, do *todo) {
 	p.fillLocked(h, do)
-	for n := h.starving.Len(); n > 0 && h.starving.Len() > 0; n-- {
+	coming := h.closing
+	if h.blocked.Queued() {
+		coming = p.all.closing
+	}
+	for n := h.starving.Len() - coming; n > 0 && h.starving.Len() > 0; n-- {
 		dropped := len(do.discard)
 		p.makeRoomLocked(h.starving.Front().Value, do)
 		if len(do.discard) == dropped {
@@ -265,6 +277,7 @@ func (p *pool) freedLocked(h *host, do *todo) {
 	for p.blocked.Len() > 0 && !p.fullLocked() {
 		p.fillLocked(p.blocked.Front().Value, do)
 	}
+	p.easeLocked(do)
 	p.forgetHostLocked(h)
 }
 
