@@ -36,6 +36,9 @@ func (b body) Read(p []byte) (int, error) {
 	n, err := ex.body.Read(p)
 	switch {
 	case err == nil:
+		if ex.cl.limit.bodyRead > 0 {
+			ex.unlimited()
+		}
 		return n, nil
 	case ex.body.Complete():
 		ex.complete()

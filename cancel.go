@@ -59,9 +59,27 @@ func (ex *exchange) enforceLocked() {
 		ex.watchRan = !ex.late.Stop() || ex.watchRan
 		ex.late = nil
 	}
-	if end := ex.readEnd; !ex.released && !end.at.IsZero() && !ex.c.sc.Direct() && !errors.Is(end.err, errExpectTimeout) {
-		ex.late = time.AfterFunc(time.Until(end.at)+lateGrace, ex.overdue)
+	if ex.released || ex.c.sc.Direct() {
+		return
 	}
+	end := ex.readEnd.at
+	if errors.Is(ex.readEnd.err, errExpectTimeout) {
+		end = ex.cl.hard.at
+	}
+	if !end.IsZero() {
+		ex.late = time.AfterFunc(time.Until(end)+lateGrace, ex.overdue)
+	}
+}
+
+// unlimited ends what enforceLocked has begun for one Read, which is over.
+func (ex *exchange) unlimited() {
+	if ex.c.sc.Direct() {
+		return
+	}
+	ex.mu.Lock()
+	defer ex.mu.Unlock()
+	ex.readEnd = ex.cl.hard
+	ex.enforceLocked()
 }
 
 // overdue interrupts a Read that goes on although its time is over.
@@ -133,7 +151,7 @@ func (ex *exchange) watch() {
 
 func (ex *exchange) unwatch() {
 	if ex.stopWatch != nil {
-		ex.watchRan = !ex.stopWatch()
+		ex.watchRan = !ex.stopWatch() || ex.watchRan
 		ex.stopWatch = nil
 	}
 	if ex.hardTimer != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"syscall"
 	"time"
 
@@ -162,6 +163,16 @@ func (d *dialer) stream(ctx context.Context, target hop) (c *conn, secure bool, 
 		c, err = d.connect(ctx, target, d.cfg.dialContext, d.cfg.dialTimeout)
 	}
 	return c, secure, err
+}
+
+// userDials reports whether the first hop of a connection for key is dialed by a
+// function of the user's.
+func (c *config) userDials(key hostkey.Key) bool {
+	secure := key.Scheme == "https"
+	if key.Proxy != "" {
+		secure = strings.HasPrefix(key.Proxy, "https:")
+	}
+	return secure && c.dialTLSContext != nil || c.dialContext != nil
 }
 
 // dialUserTLS connects with the user's dial function for TLS.

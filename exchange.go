@@ -27,16 +27,16 @@ type exchange struct {
 	start    time.Time // when it got the connection
 	reused   bool      // the connection has served before, or been idle
 	gotFirst bool      // the trace has heard of the first byte
-	wrote0   int64     // the connection's counter at the start
-	sender   *sender
-	begun    int64 // bytes of a body that went out with the head
-	cutShort bool  // writing the head failed
+	cutShort bool      // writing the head failed
 	// unwatched: the request may be cancelled, and nobody listens yet: see
-	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by
-	// it, and may still be about to look at the exchange.
+	// watchSoon. stopWatch ends the watch. watchRan: cancel has been started by it,
+	// or overdue by its timer, and may still be about to look at the exchange.
 	unwatched bool
 	watchRan  bool
 	stopWatch func() bool
+	wrote0    int64 // the connection's counter at the start
+	sender    *sender
+	begun     int64 // bytes of a body that went out with the head
 	// hardTimer ends a body that nobody reads with the whole exchange's time.
 	// Guarded by readMu.
 	hardTimer *time.Timer

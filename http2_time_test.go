@@ -495,3 +495,21 @@ func TestHTTP2CancelTellsThePeer(t *testing.T) {
 		require.Equal(t, 1, w.tr.Stats().Idle)
 	})
 }
+
+// TestHTTP2HealthCheckIsNoAnswer: the answer to a ping that was sent by time does not
+// say that the peer is there when a request times out.
+func TestHTTP2HealthCheckIsNoAnswer(t *testing.T) {
+	overHTTP2(t, hanging, func(t *testing.T, w *h2net) {
+		w.want("/")
+		time.Sleep(4 * time.Second) // a health check has been answered
+		w.Conns()[0].Peer().StallReads(true)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := fetch(ctx, w.tr, http.MethodGet, w.url+"/head")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		start := time.Now()
+		w.want("/")
+		require.LessOrEqual(t, time.Since(start), maxPingWait)
+		require.Equal(t, 2, w.Dials())
+	}, WithHTTP2Config(http.HTTP2Config{SendPingTimeout: 3 * time.Second}))
+}

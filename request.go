@@ -135,7 +135,7 @@ var calls = sync.Pool{New: func() any { return new(call) }} //nolint:gochecknogl
 
 // recycle gives cl back when RoundTrip returns, if nobody can hold on to it or
 // its exchange any more: the response does not, no sender was started, no hook
-// knows of it, and the watch of the context has not begun to end it.
+// knows of it, and neither the watch of the context nor overdue has begun to end it.
 func (cl *call) recycle() {
 	if !cl.spent || cl.end != nil || cl.trace != nil {
 		return

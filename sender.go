@@ -61,8 +61,7 @@ func (ex *exchange) startSender(head []byte) {
 // is gone: a long body, or a user's bytes, must be able to wait for it.
 func (ex *exchange) patience(on bool) {
 	c, cfg := ex.c, ex.t.cfg
-	users := cfg.dialContext != nil || cfg.dialTLSContext != nil && c.host.key.Scheme == "https"
-	if c.patient == on || cfg.tcpUserTimeout <= 0 || users {
+	if c.patient == on || cfg.tcpUserTimeout <= 0 || cfg.userDials(c.host.key) {
 		return
 	}
 	c.patient = on

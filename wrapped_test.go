@@ -239,6 +239,15 @@ func TestLimitsHoldWithoutDeadlines(t *testing.T) {
 		t.Helper()
 		return open(t, tr, nil).Body.Close()
 	}
+	expect := func(t *testing.T, tr *Transport) error {
+		t.Helper()
+		ctx := ContextWithOptions(t.Context(), ExpectContinueTimeout(limit/2))
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://a/", strings.NewReader("body"))
+		require.NoError(t, err)
+		req.Header.Set("Expect", "100-continue")
+		_, err = tr.RoundTrip(req)
+		return err
+	}
 	for kind, wrap := range map[string]func(net.Conn) net.Conn{
 		"none":    func(c net.Conn) net.Conn { return unboundConn{c, errOfSource} },
 		"ignored": func(c net.Conn) net.Conn { return unboundConn{c, nil} },
@@ -253,6 +262,7 @@ func TestLimitsHoldWithoutDeadlines(t *testing.T) {
 			"head":                 {WithResponseHeaderTimeout(limit), "", read, ErrResponseHeaderTimeout},
 			"request, in the head": {WithRequestTimeout(limit), "", read, ErrRequestTimeout},
 			"request, in the body": {WithRequestTimeout(limit), part, read, ErrRequestTimeout},
+			"request, Expect":      {WithRequestTimeout(limit), "", expect, ErrRequestTimeout},
 			"body":                 {WithBodyReadTimeout(limit), part, read, ErrBodyReadTimeout},
 			"rest of a body":       {WithDrainLimit(1000, limit), part, closed, nil},
 		} {
@@ -335,4 +345,90 @@ func TestWriteTimeoutWithoutDeadlines(t *testing.T) {
 		require.ErrorIs(t, err, ErrWriteTimeout)
 		require.NoError(t, tr.Close())
 	})
+}
+
+// tardyConn ignores deadlines, and its Close takes its time: also that of a second
+// caller.
+type tardyConn struct {
+	net.Conn
+	begun  *atomic.Bool
+	closed chan struct{}
+	open   *atomic.Int32
+}
+
+func (tardyConn) SetDeadline(time.Time) error      { return nil }
+func (tardyConn) SetReadDeadline(time.Time) error  { return nil }
+func (tardyConn) SetWriteDeadline(time.Time) error { return nil }
+
+func (c tardyConn) Close() error {
+	if c.begun.Swap(true) {
+		<-c.closed
+		return nil
+	}
+	err := c.Conn.Close()
+	time.Sleep(time.Second)
+	c.open.Add(-1)
+	close(c.closed)
+	return err
+}
+
+// TestSlotOfATardyConn: it is free when the connection is closed, whoever began that.
+func TestSlotOfATardyConn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := netfake.New()
+		reply(n, t, "a:80", func(conn, _ int, _ *http.Request) string {
+			if conn == 0 {
+				time.Sleep(time.Minute)
+			}
+			return ok("")
+		})
+		open := new(atomic.Int32)
+		tr := wrapping(t, n, func(c net.Conn) net.Conn {
+			require.EqualValues(t, 1, open.Add(1), "at a time")
+			return tardyConn{c, new(atomic.Bool), make(chan struct{}), open}
+		}, WithMaxConnsPerHost(1))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := fetch(ctx, tr, http.MethodGet, "http://a/")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		mustGet(t, tr, "http://a/")
+		require.NoError(t, tr.Close())
+		require.Zero(t, open.Load(), "Close has returned")
+		time.Sleep(time.Minute)
+	})
+}
+
+// lingeringConn shows its socket, and takes its time to set a deadline for both ways.
+type lingeringConn struct{ net.Conn }
+
+func (c lingeringConn) NetConn() net.Conn { return c.Conn }
+
+func (c lingeringConn) SetDeadline(t time.Time) error {
+	if t.IsZero() {
+		timer := time.NewTimer(2 * lateGrace)
+		defer timer.Stop()
+		<-timer.C
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// TestLateTimerAndTheNextRequest: what enforces a limit may still look at an
+// exchange that is over. For the race detector.
+func TestLateTimerAndTheNextRequest(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "0")
+	}))
+	defer s.Close()
+	var d net.Dialer
+	tr, err := New(WithResponseHeaderTimeout(20*time.Millisecond), WithDialContext(func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := d.DialContext(ctx, network, addr)
+		return lingeringConn{c}, err
+	}))
+	require.NoError(t, err)
+	defer tr.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 5 {
+		_, _ = fetch(ctx, tr, http.MethodGet, s.URL) // it may come too late
+	}
 }

@@ -213,7 +213,8 @@ func (c *Conn) LocalAddr() net.Addr { return c.nc.LocalAddr() }
 func (c *Conn) RemoteAddr() net.Addr { return c.nc.RemoteAddr() }
 
 // Close closes the wrapped connection, once: TLS above may have done so, and a user's
-// wrapper may count. Another call returns nil, at once.
+// wrapper may count (one that heeds no deadline is closed by Interrupt, too). Another
+// call returns nil, at once.
 func (c *Conn) Close() error {
 	if c.flags.Or(flagClosed)&flagClosed != 0 {
 		return nil
@@ -378,7 +379,7 @@ func (c *Conn) InterruptWrite() {
 // way. A call that counts itself later sees the flag, and never starts.
 func (c *Conn) closeIfUnheeded() {
 	if c.inflight.Load() > 0 {
-		_ = c.Close()
+		_ = c.nc.Close() // not Close: the owner's must wait for the end of it
 	}
 }
 
