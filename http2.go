@@ -277,7 +277,7 @@ func (s *stream) fail(err error) *outcome {
 		v = dropUnused(CloseStale)
 		s.notTaken(out, err)
 	case isRefused(err):
-		out.refused, out.err.Err = true, named(err)
+		out.refused, out.declined, out.err.Err = true, isStreamError(err), named(err)
 	case isObjection(err):
 		out.leaving, out.err.Err = true, named(err) // as net/http has it, golang/go#47635
 	case isStreamError(err), s.h.cc.Err() == nil:

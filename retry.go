@@ -29,7 +29,7 @@ import (
 type RetryPolicy struct {
 	// MaxRetries is how many extra attempts a request may have. 0 means none.
 	// The last one uses a freshly dialed connection, unless the server has refused
-	// the one before: nothing is wrong with the connection then.
+	// just that request (REFUSED_STREAM).
 	MaxRetries int
 	// Budget bounds retries to a share of requests, so that an outage does not
 	// multiply its own load: 0.2 allows one retry for every five requests,
@@ -115,6 +115,9 @@ type failure struct {
 	final bool
 	// canceled: the request's own context or Close ended it.
 	canceled bool
+	// declined: the peer refused this request alone: nothing is wrong with the
+	// connection.
+	declined bool
 	// rewindable: the body can be sent (again) from its start.
 	rewindable bool
 	// noRetry: the request's context asks for one attempt only.
@@ -166,7 +169,7 @@ func decideRetry(f failure, p RetryPolicy, retries int) decision {
 		counted:  true,
 		race:     race,
 		budgeted: !race && p.Budget > 0,
-		fresh:    retries+1 >= p.MaxRetries && !f.Refused,
+		fresh:    retries+1 >= p.MaxRetries && !f.declined,
 	}
 }
 

@@ -83,6 +83,8 @@ func TestDecideRetryIsBounded(t *testing.T) {
 	require.True(t, decideRetry(stale(), RetryPolicy{MaxRetries: 1}, 0).fresh)
 	refused := stale()
 	refused.Refused = true
+	require.True(t, decideRetry(refused, p, 1).fresh, "the connection ends")
+	refused.declined = true
 	require.Equal(t, decision{again: true, counted: true, race: true}, decideRetry(refused, p, 1), "nothing is wrong with the connection")
 }
 
