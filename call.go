@@ -76,7 +76,7 @@ func (cl *call) failure(out *outcome) failure {
 			Leaving: out.leaving,
 		},
 		stale: out.stale, gotByte: out.gotByte, final: out.final || out.bodyErr, canceled: out.canceled,
-		declined:   out.declined,
+		declined:   out.refused && isStreamError(e),
 		rewindable: cl.rewindable(), noRetry: cl.opts.noRetry,
 	}
 }

@@ -65,7 +65,8 @@
 // # Files
 //
 //	transport.go         New, RoundTrip and its steps, Shutdown, Close
-//	options.go           the options and their defaults; migrate.go: FromTransport
+//	options.go           the options; migrate.go: FromTransport; config.go: their sum,
+//	                     the defaults, and what contradicts what
 //	pool.go, waiters.go  who may have a connection; sharing.go: who else;
 //	                     lifecycle.go, expiry.go, learned.go: until when
 //	conn.go              one connection

@@ -20,8 +20,6 @@ type outcome struct {
 	canceled bool // the context, or Close, ended it
 	// refused: the peer says that it has not looked at the request.
 	refused bool
-	// declined: it refused this request alone, and keeps the connection.
-	declined bool
 	// leaving: the peer had said that the connection ends, for no fault.
 	leaving bool
 	// final: another attempt would come to the same.

@@ -277,7 +277,7 @@ func (s *stream) fail(err error) *outcome {
 		v = dropUnused(CloseStale)
 		s.notTaken(out, err)
 	case isRefused(err):
-		out.refused, out.declined, out.err.Err = true, isStreamError(err), named(err)
+		out.refused, out.err.Err = true, named(err)
 	case isObjection(err):
 		out.leaving, out.err.Err = true, named(err) // as net/http has it, golang/go#47635
 	case isStreamError(err), s.h.cc.Err() == nil:
@@ -344,7 +344,9 @@ func (s *stream) ownDoing(out *outcome) error {
 func (s *stream) listen(e *Error) {
 	h, patience := s.h, min(max(4*s.c.rtt, minPingWait), maxPingWait)
 	late := e.Timeout() || errors.Is(e, context.Canceled) && time.Since(s.start) >= patience
-	if !late || h.sock.received.Load() != s.received || h.sock.ponged.Load() {
+	// Where net/http sends pings by time, too, the answer may have been to one of those.
+	byTime := h.t.cfg.http2 != nil && h.t.cfg.http2.SendPingTimeout > 0
+	if !late || h.sock.received.Load() != s.received || h.sock.ponged.Load() && !byTime {
 		return
 	}
 	h.t.pool.silent(s.c)

@@ -94,18 +94,7 @@ func echo(c *rawhttp2.Conn, r *rawhttp2.Request) { c.Answer(r.ID, string(r.Body)
 func TestHTTP2GoAway(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
-			script := func(conn int) rawhttp2.Script {
-				return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
-					switch {
-					case r.Path == "/below":
-						time.AfterFunc(10*time.Second, func() { c.Answer(r.ID, r.Path) })
-					case conn == 0:
-						c.GoAway(r.ID-2, h2.ErrCodeNo)
-					default:
-						echo(c, r)
-					}
-				}}
-			}
+			script := notOnTheFirst(func(c *rawhttp2.Conn, r *rawhttp2.Request) { c.GoAway(r.ID-2, h2.ErrCodeNo) })
 			overHTTP2(t, script, func(t *testing.T, w *h2net) {
 				var below sync.WaitGroup
 				below.Go(func() { w.want("/below") })
@@ -486,24 +475,30 @@ func TestHTTP2StreamErrors(t *testing.T) {
 	}
 }
 
+// notOnTheFirst makes a server that answers "/below" after 10 s, and whose first
+// connection does refuse with any other request.
+func notOnTheFirst(refuse func(c *rawhttp2.Conn, r *rawhttp2.Request)) func(conn int) rawhttp2.Script {
+	return func(conn int) rawhttp2.Script {
+		return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
+			switch {
+			case r.Path == "/below":
+				time.AfterFunc(10*time.Second, func() { c.Answer(r.ID, r.Path) })
+			case conn == 0:
+				refuse(c, r)
+			default:
+				echo(c, r)
+			}
+		}}
+	}
+}
+
 // TestHTTP2Objection: a peer that saw an error in the protocol gets no more on that
 // connection, for net/http would refuse it. What is under way there goes on, and
 // what is idempotent is sent again (golang/go#47635).
 func TestHTTP2Objection(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
-			script := func(conn int) rawhttp2.Script {
-				return rawhttp2.Script{Request: func(c *rawhttp2.Conn, r *rawhttp2.Request) {
-					switch {
-					case r.Path == "/below":
-						time.AfterFunc(10*time.Second, func() { c.Answer(r.ID, r.Path) })
-					case conn == 0:
-						c.Reset(r.ID, h2.ErrCodeProtocol)
-					default:
-						echo(c, r)
-					}
-				}}
-			}
+			script := notOnTheFirst(func(c *rawhttp2.Conn, r *rawhttp2.Request) { c.Reset(r.ID, h2.ErrCodeProtocol) })
 			overHTTP2(t, script, func(t *testing.T, w *h2net) {
 				var below sync.WaitGroup
 				below.Go(func() { w.want("/below") })

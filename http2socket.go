@@ -20,10 +20,8 @@ type http2Socket struct {
 	received atomic.Int64
 	// silent: the pool is to be told when the peer is heard next.
 	silent atomic.Bool
-	// ponged is that of frames, for all. It says nothing where net/http also sends
-	// pings by time (checked).
-	ponged  atomic.Bool
-	checked bool
+	// ponged is that of frames, for all.
+	ponged atomic.Bool
 
 	mu      sync.Mutex
 	settled bool
@@ -38,7 +36,6 @@ const settleWait = time.Second
 
 func newHTTP2Socket(t *Transport, c *conn) *http2Socket {
 	s := &http2Socket{Conn: c.nc, t: t, c: c, told: initialStreams}
-	s.checked = t.cfg.http2 != nil && t.cfg.http2.SendPingTimeout > 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.timer = time.AfterFunc(settleWait, s.settle)
@@ -52,7 +49,7 @@ func (s *http2Socket) Read(p []byte) (int, error) {
 	s.tell()
 	n, err := s.Conn.Read(p)
 	s.frames.feed(p[:n])
-	s.ponged.Store(s.frames.ponged && !s.checked)
+	s.ponged.Store(s.frames.ponged)
 	s.received.Add(int64(n))
 	if s.frames.goAway || s.frames.objected || s.frames.limit < s.told {
 		s.tell()

@@ -188,7 +188,7 @@ func (p *pool) acquire(now time.Time, want want) (got acquired, do todo, err err
 		p.leaveLocked(w, now)
 		return got, do, ErrTooManyWaiters
 	}
-	p.makeRoomLocked(w, &do)
+	p.makeRoomLocked(h, &do)
 	return acquired{w: w}, do, nil
 }
 

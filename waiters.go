@@ -87,48 +87,32 @@ func (p *pool) enqueueLocked(w *waiter, do *todo) {
 	p.fillLocked(h, do)
 }
 
-// makeRoomLocked evicts an idle connection if w needs its slot, or has got one
-// above the limit as the first of its host.
-func (p *pool) makeRoomLocked(w *waiter, do *todo) {
-	h := w.host
-	if !w.starving() {
-		if n := p.cfg.maxConns; n > 0 && p.all.slots()-p.all.closing > n && p.idleConns.Len() > 0 {
-			p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
-		}
-		return
-	}
+// makeRoomLocked closes idle connections for their slots, the longest idle first: for
+// those of h whom a limit holds back, as far as slots are not on their way; or for
+// what h has got above the limit over all, as its first.
+func (p *pool) makeRoomLocked(h *host, do *todo) {
+	idle, n := &h.idleConns, h.starving.Len()-h.closing
 	switch {
-	case h.blocked.Queued() && p.idleConns.Len() > 0:
-		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
-	case h.idleConns.Len() > 0 && h.settling == 0: // w cannot use it
-		h.freeing = true
-		p.dropLocked(h.idleConns.Front().Value, CloseEvicted, do)
+	case h.blocked.Queued():
+		idle, n = &p.idleConns, h.starving.Len()-p.all.closing
+	case h.starving.Len() > 0:
+		if n <= 0 || idle.Len() == 0 || h.settling > 0 {
+			return
+		}
+		h.freeing = true // they cannot use it themselves
+	case p.cfg.maxConns > 0:
+		idle, n = &p.idleConns, p.all.slots()-p.all.closing-p.cfg.maxConns
 	}
-}
-
-// easeLocked closes the longest idle connection for who is held back by the total
-// limit, unless a slot is on its way.
-func (p *pool) easeLocked(do *todo) {
-	if p.blocked.Len() > 0 && p.idleConns.Len() > 0 && p.all.closing == 0 {
-		p.dropLocked(p.idleConns.Front().Value, CloseEvicted, do)
+	for ; n > 0 && idle.Len() > 0; n-- {
+		p.dropLocked(idle.Front().Value, CloseEvicted, do)
 	}
 }
 
 // refillLocked is fillLocked when waiters may come to a limit that did not hold
-// them back before: it makes room for them, too, as far as that is not under way.
+// them back before: it makes room for them, too.
 func (p *pool) refillLocked(h *host, do *todo) {
 	p.fillLocked(h, do)
-	coming := h.closing
-	if h.blocked.Queued() {
-		coming = p.all.closing
-	}
-	for n := h.starving.Len() - coming; n > 0 && h.starving.Len() > 0; n-- {
-		dropped := len(do.discard)
-		p.makeRoomLocked(h.starving.Front().Value, do)
-		if len(do.discard) == dropped {
-			return // nor would it for the next
-		}
-	}
+	p.makeRoomLocked(h, do)
 }
 
 // boardLocked makes d the dial of starving waiters, as far as it has room.
@@ -277,7 +261,9 @@ func (p *pool) freedLocked(h *host, do *todo) {
 	for p.blocked.Len() > 0 && !p.fullLocked() {
 		p.fillLocked(p.blocked.Front().Value, do)
 	}
-	p.easeLocked(do)
+	if e := p.blocked.Front(); e != nil {
+		p.makeRoomLocked(e.Value, do)
+	}
 	p.forgetHostLocked(h)
 }
 
