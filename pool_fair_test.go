@@ -59,6 +59,18 @@ func TestPoolIdleEvictionForAFreshRequestIsEnough(t *testing.T) {
 	b.settle()
 }
 
+func TestPoolRoomIsMadeOnce(t *testing.T) {
+	b := newBench(t, WithMaxConns(3))
+	idle := b.open("a", 2)
+	b.acquire("b", false)
+	busy := b.dialed(b.dials[0], nil)
+	b.acquire("b", false)
+	require.Equal(t, idle[:1], b.closing)
+	b.take(b.p.retire(busy, CloseClientRequest)) // looks again after who waits
+	require.Equal(t, idle[:1], b.closing, "its slot is on its way")
+	b.settle()
+}
+
 func TestPoolHostsShareTheTotalLimit(t *testing.T) {
 	b := newBench(t, WithMaxConns(3))
 	b.acquire("a", false)
