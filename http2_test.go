@@ -82,6 +82,7 @@ func overHTTP2(t *testing.T, script func(conn int) rawhttp2.Script, f func(t *te
 					_ = rc.Serve()
 				})
 				f(t, w)
+				synctest.Wait() // what a limit or a context ends is given back in their goroutine
 				require.Zero(t, tr.Stats().InUse)
 				require.Zero(t, tr.Stats().Waiting)
 			}, append([]Option{tt.opt}, opts...)...)
